@@ -1,0 +1,56 @@
+"""The ``ed-train`` command. Everything up to a valid configuration runs without torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ed_train.errors import ConfigError, EdTrainError
+
+OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit status.
+
+    0 is success, 1 a run that failed, 2 wrong input, 130 an interruption from the keyboard.
+    """
+    try:
+        from ed_train.commands.arguments import parse_arguments
+
+        arguments = parse_arguments(argv)
+        if arguments.list_optimizers:
+            from ed_train.commands.list_optimizers import list_optimizers
+
+            list_optimizers(as_json=arguments.json)
+            return OK
+        from ed_train.config.load import load_config
+        from ed_train.registry import load_registry
+
+        config_file = Path(arguments.config) if arguments.config else None
+        run = load_config(arguments.flags, load_registry(), config_file)
+        from ed_train.train.train import train
+
+        train(run)
+    except ConfigError as error:
+        return _fail(error, WRONG_INPUT)
+    except EdTrainError as error:
+        return _fail(error, FAILED)
+    except KeyboardInterrupt:
+        print("ed-train: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return OK
+
+
+def _fail(error: EdTrainError, status: int) -> int:
+    lines = error.problems if isinstance(error, ConfigError) else str(error).splitlines()
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    return status
+
+
+def entry_point() -> NoReturn:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,196 @@
+"""From command-line flags and files to a `RunConfig`, or to every problem that they have. Never imports torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ed_train.config.checks import check_values, find_input, off, output_problem
+from ed_train.config.describe import annotations, default_of, leaf_types, show
+from ed_train.config.freeze_sections import FREE_KEYS
+from ed_train.config.jsontext import Document, read_json_object
+from ed_train.config.optimizer_file import SCHEDULE_KEYS, Given, OptimizerFileResolver
+from ed_train.config.run import RunConfig
+from ed_train.config.train_keys import DEAD, NOT_YET, TrainConfig
+from ed_train.config.validate import validated
+from ed_train.errors import ConfigError, Problem
+from ed_train.models.reference import ModelReference, check_model
+from ed_train.registry import OptimizerRegistry
+
+
+def load_config(flags: Mapping[str, str], registry: OptimizerRegistry, config_file: Path | None = None) -> RunConfig:
+    """Resolve a run.
+
+    Args:
+        flags: train.json keys to texts, as given on the command line; they win over the file.
+        registry: the installed plugins.
+        config_file: train.json; None if there is none.
+
+    Raises:
+        ConfigError: with every problem of all files and flags.
+    """
+    problems: list[Problem] = []
+    document = _read(config_file, problems)
+    given = _given_values(flags, document)
+    train, found, notes = _train_config(given)
+    problems += found
+    notes += _notes_on_keys_without_effect(given)
+    folder = config_file.parent if config_file else Path()
+    optimizer_path, found = _input_path(given, train, "optimizer_config", folder)
+    problems += found
+    optimizer_document = _read(optimizer_path, problems)
+    overrides = {key: given[key] for key in ("lr", *SCHEDULE_KEYS) if key in given}
+    resolver = OptimizerFileResolver(optimizer_document, train, overrides, registry)
+    optimizers = resolver.resolve() if optimizer_document or not train.optimizer_config else None
+    problems += resolver.problems
+    problems += check_values(train, given)
+    train, found = _resolved_paths(train, given, folder)
+    problems += found
+    model, found, model_notes = _model(train, given, folder)
+    prompts, found_prompts = _input_path(given, train, "sample_prompts", folder)
+    problems += [*found, *found_prompts]
+    if problems or optimizers is None or model is None:
+        raise ConfigError(dict.fromkeys(problems))
+    if train.seed == -1:
+        train = replace(train, seed=secrets.randbelow(2**32))
+        notes.append(f"seed -1: this run's seed is {train.seed}")
+    return RunConfig(
+        train=train,
+        sources={key: given[key].where if key in given else "default" for key in annotations(TrainConfig)},
+        model=model,
+        components=optimizers.components,
+        freezing=optimizers.freezing,
+        grad_scaler_tweaks=optimizers.grad_scaler_tweaks,
+        sample_prompts=prompts,
+        notes=(*notes, *resolver.notes, *model_notes),
+    )
+
+
+def _read(path: Path | None, problems: list[Problem]) -> Document | None:
+    if path is None:
+        return None
+    try:
+        return read_json_object(path)
+    except ConfigError as error:
+        problems += error.problems
+        return None
+
+
+def _given_values(flags: Mapping[str, str], document: Document | None) -> dict[str, Given]:
+    """What the user set, flags over file; null means not set."""
+    given: dict[str, Given] = {}
+    if document:
+        for key, value in document.value.items():
+            if value is not None and key not in FREE_KEYS:
+                given[key] = Given(value, document.where(key), key)
+    for key, text in flags.items():
+        value = _flag_value(key, text)
+        if value is not None:
+            given[key] = Given(value, f"--{key}", "")
+        else:
+            given.pop(key, None)
+    return given
+
+
+def _flag_value(key: str, text: str) -> Any:
+    """A flag's text as the JSON value that it means; texts for keys that are texts."""
+    types = leaf_types(annotations(TrainConfig)[key])
+    if text.lower() in ("null", "none"):
+        return None
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if types & {int, float, Any}:
+        for convert in (int, float):
+            try:
+                return convert(text)
+            except ValueError:
+                continue
+    return text
+
+
+def _train_config(given: Mapping[str, Given]) -> tuple[TrainConfig, list[Problem], list[str]]:
+    """The checked settings; keys with a problem have their defaults, so that the rest can be checked all the same."""
+    train, problems, notes = validated(TrainConfig, {key: g.value for key, g in given.items()})
+    if problems:
+        wrong = {p.key for p in problems}
+        train, _, notes = validated(TrainConfig, {key: g.value for key, g in given.items() if key not in wrong})
+    return train, [replace(p, where=given[p.key].where, key=given[p.key].key) for p in problems], notes
+
+
+def _notes_on_keys_without_effect(given: Mapping[str, Given]) -> list[str]:
+    notes = []
+    for table, state in ((NOT_YET, "is not implemented yet and has no effect"), (DEAD, "is a dead key without effect")):
+        for key, instead in table.items():
+            if key in given and not off(given[key].value):
+                notes.append(f"{given[key]} {state}" + (f": {instead}" if instead else ""))
+    if "attn_type" in given and given["attn_type"].value != "sdp":
+        notes.append(f"{given['attn_type']} has no effect: torch's own attention (sdp) is always used")
+    return notes
+
+
+def _input_path(
+    given: Mapping[str, Given], train: TrainConfig, key: str, folder: Path
+) -> tuple[Path | None, list[Problem]]:
+    """Find an input file: beside the file that names it, else in the current directory. A default may be missing.
+
+    So may a default that is spelled out, as stock files do with sample_prompts.
+    """
+    value = getattr(train, key)
+    if value is None:
+        return None, []
+    path, message = find_input(value, folder)
+    if path is not None and not path.is_file():
+        path, message = None, f"got {show(value)}; expected a file, but {path} is none"
+    if path is not None or key not in given or value == default_of(TrainConfig, key):
+        return path, []
+    return None, [Problem(given[key].where, given[key].key, message)]
+
+
+def _resolved_paths(train: TrainConfig, given: Mapping[str, Given], folder: Path) -> tuple[TrainConfig, list[Problem]]:
+    """Absolute paths of the data and of the folders that are written to; nothing is created here."""
+    problems = []
+
+    def problem(key: str, message: str) -> None:
+        origin = given.get(key, Given(None, "", key))
+        problems.append(Problem(origin.where, origin.key, message))
+
+    data_root, message = find_input(train.data_root, folder)
+    if data_root is None:
+        problem("data_root", message)
+    elif not data_root.is_dir():
+        problem("data_root", f"got {show(train.data_root)}; expected a folder, but {data_root} is none")
+    outputs = {"logdir": train.logdir, "cache_dir": train.cache_dir or os.path.join(train.logdir, "cache")}
+    if train.save_ckpt_dir:
+        outputs["save_ckpt_dir"] = train.save_ckpt_dir
+    for key, value in outputs.items():
+        outputs[key] = os.path.abspath(os.path.expanduser(value))
+        if message := output_problem(Path(outputs[key])):
+            problem(key if key in given or key == "logdir" else "logdir", message)
+    return replace(train, data_root=str(data_root or train.data_root), **outputs), problems
+
+
+def _model(
+    train: TrainConfig, given: Mapping[str, Given], folder: Path
+) -> tuple[ModelReference | None, list[Problem], list[str]]:
+    if train.resume_ckpt is None:
+        message = "not set; name the model to start from: a diffusers folder, a hub id such as owner/name, or one file"
+        return None, [Problem("", "resume_ckpt", message)], []
+    origin = given["resume_ckpt"]
+    if train.resume_ckpt == "findlast":
+        message = "findlast: going on with the last run is not implemented yet; name one of its checkpoint folders"
+        return None, [Problem(origin.where, origin.key, message)], []
+    reference, messages = check_model(train.resume_ckpt, base=folder, model_config=train.model_config)
+    if reference is None:
+        return None, [Problem(origin.where, origin.key, message) for message in messages], []
+    return reference, [], [f"{origin.source}: {message}" for message in messages]
+
+
+def describe_settings(run: RunConfig) -> str:
+    """The settings that differ from their defaults, as JSON, for the run's folder."""
+    changed = {k: v for k, v in vars(run.train).items() if v != default_of(TrainConfig, k)}
+    return json.dumps(changed, indent=2)

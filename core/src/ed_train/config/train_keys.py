@@ -1,0 +1,170 @@
+"""Every key of train.json: type, default, range, help. Command-line flags, checks and documents come from here.
+
+The keys are EveryDream 2's, so that its users' files work unchanged; `OWN_KEYS` are additions. Keys that the trainer
+does not act upon yet stand in `NOT_YET`, keys that nothing acts upon any more in `DEAD`: both are accepted, and both
+say so when they are set to something other than off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from ed_train.specs import Bounds, Help, NonNegative, Positive, Probability
+
+Count = Annotated[int, Bounds(ge=1)]
+Whole = Annotated[int, Bounds(ge=0)]
+Timestep = Annotated[int, Bounds(ge=0, le=1000)]
+Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The heading in ``--help`` and in the documents under which a key and those after it stand."""
+
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The settings of a run, as in train.json. A null in the file means the default."""
+
+    resume_ckpt: Annotated[
+        str | None, Group("model"), Help("model to start from: diffusers folder, hub id, or .safetensors/.ckpt file")
+    ] = None
+    model_config: Annotated[
+        str | None, Help("diffusers folder with the configuration of a single-file model, to load it without the hub")
+    ] = None
+    enable_zero_terminal_snr: Annotated[bool, Help("rescale the noise schedule so that it ends in pure noise")] = False
+    clip_skip: Annotated[int, Bounds(ge=0, le=12), Help("take the text encoder's output this many layers before the last")] = 0
+    attn_type: Annotated[str, Help("attention implementation; sdp, torch's own, is always used")] = "sdp"
+    gradient_checkpointing: Annotated[bool, Help("recompute activations in the backward pass: less memory, slower")] = (
+        False
+    )
+    train_sampler: Annotated[Literal["ddpm", "pndm", "ddim"], Help("noise schedule class; all add the same noise")] = (
+        "ddpm"
+    )
+
+    data_root: Annotated[str, Group("data"), Help("folder of pictures and captions, searched recursively")] = "input"
+    resolution: Annotated[int, Bounds(ge=64, le=4096), Help("pixels of a square picture's side; a multiple of 64")] = 512
+    batch_size: Annotated[Count, Help("pictures per step and process")] = 2
+    flip_p: Annotated[Probability, Help("probability of mirroring a picture")] = 0.0
+    crops_per_image: Annotated[Annotated[int, Bounds(ge=1, le=64)], Help("jittered crops kept per picture; one per epoch")] = 1
+    cond_dropout: Annotated[Probability, Help("probability of an empty caption")] = 0.04
+    shuffle_tags: Annotated[bool, Help("shuffle the comma-separated parts of a caption")] = False
+    keep_tags: Annotated[Whole, Help("leading parts that shuffle_tags leaves in place")] = 0
+    cache_dir: Annotated[str | None, Help("folder of cached latents and token ids; default: LOGDIR/cache")] = None
+    seed: Annotated[
+        Annotated[int, Bounds(ge=-1, le=2**32 - 1)], Help("seed of everything random; -1: a random one, which is printed")
+    ] = 555
+
+    max_epochs: Annotated[Count, Group("training"), Help("epochs to train")] = 300
+    max_steps: Annotated[Count | None, Help("end after this many optimizer steps, if that is earlier")] = None
+    grad_accum: Annotated[Count, Help("batches whose gradients are averaged for one optimizer step")] = 1
+    disable_unet_training: Annotated[bool, Help("leave the UNet as it is")] = False
+    disable_textenc_training: Annotated[bool, Help("leave the text encoder as it is")] = False
+    mixed_precision: Annotated[
+        Literal["auto", "bf16", "fp16", "no"], Help("autocast; auto: bf16 where the device has it, else fp16 on a GPU")
+    ] = "auto"
+    disable_amp: Annotated[bool, Help("train in float32; the same as mixed_precision no")] = False
+    gpuid: Annotated[Whole, Help("index of the GPU to use")] = 0
+
+    optimizer_config: Annotated[
+        str | None, Group("optimizer"), Help("optimizer.json; without it: adamw8bit with its defaults")
+    ] = None
+    lr: Annotated[Positive | None, Help("learning rate of both components, over the one in optimizer.json")] = None
+    lr_scheduler: Annotated[Scheduler | None, Help("where optimizer.json has none; as a flag: over optimizer.json")] = (
+        None
+    )
+    lr_decay_steps: Annotated[int | None, Help("optimizer steps; null or below 1: 1.5 times the run's")] = None
+    lr_warmup_steps: Annotated[Whole | None, Help("optimizer steps; null: 2 % of lr_decay_steps")] = None
+    clip_grad_norm: Annotated[Positive | None, Help("largest gradient norm of each component; null: no clipping")] = None
+
+    loss_type: Annotated[Literal["mse", "huber", "mse_huber"], Group("loss"), Help("mse_huber: huber's share is t/T")] = (
+        "mse"
+    )
+    min_snr_gamma: Annotated[Positive | None, Help("gamma of min-SNR loss weighting; null: off")] = None
+    zero_frequency_noise_ratio: Annotated[NonNegative, Help("offset noise: share of noise that is constant per channel")] = (
+        0.0
+    )
+    pyramid_noise_discount: Annotated[
+        Annotated[float, Bounds(gt=0, le=1)] | None, Help("discount per level of multi-resolution noise; null: off")
+    ] = None
+    embedding_perturbation: Annotated[NonNegative, Help("scale of the noise added to text embeddings; 0: off")] = 0.0
+    timestep_start: Annotated[Timestep, Help("first timestep of the noise schedule that is trained")] = 0
+    timestep_end: Annotated[Timestep, Help("end of the trained timesteps, itself not included")] = 1000
+
+    project_name: Annotated[str, Group("output"), Help("begins the name of the run's folder")] = (
+        "myproj"
+    )
+    run_name: Annotated[str | None, Help("name of the run's folder; default: project and time")] = (
+        None
+    )
+    logdir: Annotated[str, Help("folder of the runs: metrics, samples and, by default, checkpoints")] = "logs"
+    save_ckpt_dir: Annotated[str | None, Help("folder of the checkpoints; default: ckpts in the run's folder")] = None
+    save_every_n_epochs: Annotated[Count | None, Help("save a checkpoint every so many epochs")] = None
+    save_ckpts_from_n_epochs: Annotated[Whole, Help("no save_every_n_epochs before this epoch")] = 0
+    ckpt_every_n_minutes: Annotated[Positive | None, Help("save a checkpoint every so many minutes")] = None
+    save_optimizer: Annotated[bool, Help("put the optimizer state into checkpoints")] = False
+    no_save_ckpt: Annotated[bool, Help("save no checkpoint at all")] = False
+    no_prepend_last: Annotated[bool, Help("do not put last- before the name of the checkpoint at the end")] = False
+    sample_prompts: Annotated[str, Help("prompts of the sample pictures: a .txt or .json file")] = "sample_prompts.txt"
+    sample_steps: Annotated[Whole, Help("optimizer steps between sample pictures; 0: none")] = 250
+    log_step: Annotated[Count, Help("optimizer steps between logged metrics")] = 25
+    wandb: Annotated[bool, Help("log to Weights & Biases as well")] = False
+    write_schedule: Annotated[bool, Help("write the plan of every epoch's batches into the run's folder")] = False
+
+    ema_decay_rate: Annotated[Any, Group("accepted, without effect so far"), Help("")] = None
+    ema_device: Annotated[Any, Help("")] = None
+    ema_resume_model: Annotated[Any, Help("")] = None
+    ema_sample_ema_model: Annotated[Any, Help("")] = None
+    ema_sample_nonema_model: Annotated[Any, Help("")] = None
+    ema_strength_target: Annotated[Any, Help("")] = None
+    ema_update_interval: Annotated[Any, Help("")] = None
+    load_settings_every_epoch: Annotated[Any, Help("")] = None
+    notebook: Annotated[Any, Help("")] = None
+    plugins: Annotated[Any, Help("")] = None
+    rated_dataset: Annotated[Any, Help("")] = None
+    rated_dataset_target_dropout_percent: Annotated[Any, Help("")] = None
+    save_full_precision: Annotated[Any, Help("")] = None
+    validation_config: Annotated[Any, Help("")] = None
+    amp: Annotated[Any, Help("")] = None
+    disable_xformers: Annotated[Any, Help("")] = None
+    lowvram: Annotated[Any, Help("")] = None
+    scale_lr: Annotated[Any, Help("")] = None
+    ed1_mode: Annotated[Any, Help("")] = None
+
+
+OWN_KEYS = ("model_config", "crops_per_image", "cache_dir", "max_steps", "mixed_precision")
+"""Keys that EveryDream 2 does not have."""
+
+NOT_YET: dict[str, str] = {
+    "ema_decay_rate": "",
+    "ema_strength_target": "",
+    "ema_resume_model": "",
+    "load_settings_every_epoch": "settings are read once, at the start",
+    "notebook": "progress bars are always those of a terminal",
+    "plugins": "optimizer plugins are found by themselves once installed",
+    "rated_dataset": "ratings of pictures are ignored",
+    "save_full_precision": "checkpoints are diffusers folders, always in full precision",
+    "validation_config": "no validation loss is computed",
+}
+"""Keys that are known and not implemented yet, with what happens instead."""
+
+PART_OF: dict[str, str] = {
+    "ema_device": "ema_decay_rate",
+    "ema_sample_ema_model": "ema_decay_rate",
+    "ema_sample_nonema_model": "ema_decay_rate",
+    "ema_update_interval": "ema_decay_rate",
+    "rated_dataset_target_dropout_percent": "rated_dataset",
+}
+"""Details of a key of `NOT_YET`: they mean nothing, and say nothing, while that key is off."""
+
+DEAD: dict[str, str] = {
+    "amp": "use mixed_precision or disable_amp",
+    "disable_xformers": "torch's own attention is used",
+    "lowvram": "use gradient_checkpointing",
+    "scale_lr": "set the lr that you want",
+    "ed1_mode": "",
+}
+"""Keys of old files that no current trainer acts upon, with what to use instead."""

@@ -1,0 +1,109 @@
+"""Check plain values against a config dataclass: pydantic does the checking, the words are ours."""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+
+from ed_train.config.describe import annotations, default_of, expected, show_with_type
+from ed_train.errors import Problem
+from ed_train.specs import Bounds
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Where = Callable[[str], str]
+"""Maps a key to the file and line, or the flag, that it came from."""
+
+
+def validated(
+    config_type: type[Any], values: Mapping[str, Any], *, key_prefix: str = "", where: Where = lambda key: ""
+) -> tuple[Any, list[Problem], list[str]]:
+    """Make a `config_type` of `values`; keys that are absent keep their defaults.
+
+    Numbers must be finite, nothing is converted between types (but an integer is a number), unknown keys are refused.
+
+    Returns:
+        The config, or None if there are problems; the problems, one per key; the warnings that the config's own
+        checks raised with `warnings.warn`.
+    """
+    from pydantic import ValidationError
+
+    values = {key: _tuples(value) for key, value in values.items()}
+    try:
+        checked = _model_of(config_type)(**values)
+    except ValidationError as error:
+        names = dict.fromkeys(str(e["loc"][0]) for e in error.errors(include_url=False, include_input=False))
+        problems = [_problem(config_type, name, values, key_prefix, where) for name in names]
+        return None, problems, []
+    given = {name: getattr(checked, name) for name in values}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            return config_type(**given), [], [str(w.message) for w in caught]
+        except ValueError as error:
+            first = next(iter(values), "")
+            return None, [Problem(where(first), key_prefix.rstrip("."), str(error))], []
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The message for a key that nobody knows, with the nearest known one."""
+    known = sorted(known)
+    close = get_close_matches(key, known, n=1, cutoff=0.6) or get_close_matches(key.lower(), known, n=1, cutoff=0.6)
+    return "unknown key" + (f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}")
+
+
+@lru_cache(maxsize=None)
+def _model_of(config_type: type[Any]) -> type[BaseModel]:
+    from pydantic import ConfigDict, create_model
+
+    strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    fields: dict[str, Any] = {
+        name: (_for_pydantic(annotation), default_of(config_type, name))
+        for name, annotation in annotations(config_type).items()
+    }
+    return create_model(config_type.__name__, __config__=strict, **fields)
+
+
+def _for_pydantic(annotation: Any) -> Any:
+    """The same annotation with our `Bounds` as pydantic's constraints."""
+    from pydantic import Field
+
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        bounds = [m for m in members[1:] if isinstance(m, Bounds)]
+        annotation = _for_pydantic(members[0])
+        for b in bounds:
+            annotation = Annotated[annotation, Field(gt=b.gt, ge=b.ge, lt=b.lt, le=b.le)]
+        return annotation
+    if origin in (Union, types.UnionType):
+        return Union[tuple(map(_for_pydantic, members))]  # noqa: UP007 (made at run time)
+    if origin is tuple:
+        return tuple[tuple(m if m is Ellipsis else _for_pydantic(m) for m in members)]  # type: ignore[misc]
+    return annotation
+
+
+def _problem(config_type: type[Any], name: str, values: Mapping[str, Any], key_prefix: str, where: Where) -> Problem:
+    known = annotations(config_type)
+    if name not in known:
+        return Problem(where(name), key_prefix + name, unknown_key(name, known))
+    message = f"got {show_with_type(values[name])}; expected {expected(known[name])}"
+    if isinstance(values[name], str) and _is_number(values[name]) and "number" in message.rpartition("expected")[2]:
+        message += f", e.g. {values[name].strip()} (without quotes)"
+    return Problem(where(name), key_prefix + name, message)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return abs(float(text)) < float("inf")
+    except ValueError:
+        return False
+
+
+def _tuples(value: Any) -> Any:
+    """JSON arrays as tuples: config dataclasses are frozen, and so should their values be."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
