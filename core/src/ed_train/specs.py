@@ -23,7 +23,17 @@ from ed_train.errors import PluginError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bounds", "FreezePolicy", "Fraction", "Help", "NonNegative", "OptimizerSpec", "Params", "Positive", "Probability"]
+__all__ = [
+    "Bounds",
+    "Fraction",
+    "FreezePolicy",
+    "Help",
+    "NonNegative",
+    "OptimizerSpec",
+    "Params",
+    "Positive",
+    "Probability",
+]
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,11 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
 
 
 def _add_train_keys(parser: argparse.ArgumentParser) -> None:
-    from ed_train.config.describe import annotations, default_of, find_metadata, help_of, leaf_types, show
+    from ed_train.config.describe import annotations_of, default_of, find_metadata, help_of, leaf_types, show
     from ed_train.config.train_keys import Group, TrainConfig
 
     group = None
-    for key, annotation in annotations(TrainConfig).items():
+    for key, annotation in annotations_of(TrainConfig).items():
         if title := find_metadata(annotation, Group):
             group = parser.add_argument_group(title.title)
         default = default_of(TrainConfig, key)

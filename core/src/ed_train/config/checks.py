@@ -37,7 +37,7 @@ def check_values(train: TrainConfig, given: Mapping[str, Given]) -> list[Problem
     for key in ("project_name", "run_name"):
         name = getattr(train, key)
         if name is not None and not _PLAIN_NAME.match(name):
-            message = "expected a name of at most 100 letters, digits, blanks and . _ + -, beginning with a letter or digit"
+            message = "expected a name of at most 100 letters, digits, blanks and . _ + - with a letter or digit first"
             found.append((key, f"got {show(name)}; {message}"))
     problems = []
     for key, message in found:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
-from functools import lru_cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ed_train.specs import Bounds, Help
 
 _WORDS = {float: "a number", int: "an integer", bool: "true or false", str: "a text"}
 _PLURALS = {float: "numbers", int: "integers", str: "texts", bool: "booleans"}
-_JSON_TYPES = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", tuple: "list", dict: "object"}
+_JSON_TYPES = {
+    bool: "boolean",
+    int: "number",
+    float: "number",
+    str: "string",
+    list: "list",
+    tuple: "list",
+}
 
 
-@lru_cache(maxsize=None)
-def annotations(config_type: type[Any]) -> dict[str, Any]:
+def annotations_of(config_type: type[Any]) -> dict[str, Any]:
     """Field name to full annotation, `Annotated` included."""
     hints = get_type_hints(config_type, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(config_type)}

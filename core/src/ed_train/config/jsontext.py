@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from json.decoder import JSONDecodeError, scanstring
+from json import JSONDecodeError
+from json.decoder import scanstring  # type: ignore[attr-defined]  # not in typeshed
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,12 @@ class _Parser:
             at = self._space(at)
             if self.text[at : at + 1] != ":":
                 raise self._error(f'expected ":" after the key "{name[:40]}"', at)
+            child = (*key, name)
             if name in result:
-                message = f"duplicate key; it stands in line {self.lines[(*key, name)]} and in line {line}; keep one"
-                self.problems.append(Problem(f"{self.path.name}:{line}", ".".join(map(str, (*key, name))), message))
-            self.lines[(*key, name)] = line
-            result[name], at = self._value(self._space(at + 1), (*key, name))
+                message = f"duplicate key; it stands in line {self.lines[child]} and in line {line}; keep one"
+                self.problems.append(Problem(f"{self.path.name}:{line}", ".".join(map(str, child)), message))
+            self.lines[child] = line
+            result[name], at = self._value(self._space(at + 1), child)
             return at
 
         return result, self._members(at, "}", member)
@@ -154,8 +156,9 @@ class _Parser:
         result: list[Any] = []
 
         def member(at: int) -> int:
-            self.lines[(*key, len(result))] = self._line_of(at)
-            value, at = self._value(at, (*key, len(result)))
+            child = (*key, len(result))
+            self.lines[child] = self._line_of(at)
+            value, at = self._value(at, child)
             result.append(value)
             return at
 

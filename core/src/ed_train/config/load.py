@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ed_train.config.checks import check_values, find_input, off, output_problem
-from ed_train.config.describe import annotations, default_of, leaf_types, show
+from ed_train.config.describe import annotations_of, default_of, leaf_types, show
 from ed_train.config.freeze_sections import FREE_KEYS
 from ed_train.config.jsontext import Document, read_json_object
 from ed_train.config.optimizer_file import SCHEDULE_KEYS, Given, OptimizerFileResolver
@@ -44,7 +43,10 @@ def load_config(flags: Mapping[str, str], registry: OptimizerRegistry, config_fi
     optimizer_path, found = _input_path(given, train, "optimizer_config", folder)
     problems += found
     optimizer_document = _read(optimizer_path, problems)
-    overrides = {key: given[key] for key in ("lr", *SCHEDULE_KEYS) if key in given}
+    wrong = {(p.where, p.key) for p in problems}
+    overrides = {
+        k: given[k] for k in ("lr", *SCHEDULE_KEYS) if k in given and (given[k].where, given[k].key) not in wrong
+    }
     resolver = OptimizerFileResolver(optimizer_document, train, overrides, registry)
     optimizers = resolver.resolve() if optimizer_document or not train.optimizer_config else None
     problems += resolver.problems
@@ -55,13 +57,14 @@ def load_config(flags: Mapping[str, str], registry: OptimizerRegistry, config_fi
     prompts, found_prompts = _input_path(given, train, "sample_prompts", folder)
     problems += [*found, *found_prompts]
     if problems or optimizers is None or model is None:
-        raise ConfigError(dict.fromkeys(problems))
+        first_of_each = {(p.where, p.key): p for p in reversed(problems)}
+        raise ConfigError(reversed(first_of_each.values()))
     if train.seed == -1:
         train = replace(train, seed=secrets.randbelow(2**32))
         notes.append(f"seed -1: this run's seed is {train.seed}")
     return RunConfig(
         train=train,
-        sources={key: given[key].where if key in given else "default" for key in annotations(TrainConfig)},
+        sources={key: given[key].where if key in given else "default" for key in annotations_of(TrainConfig)},
         model=model,
         components=optimizers.components,
         freezing=optimizers.freezing,
@@ -88,8 +91,9 @@ def _given_values(flags: Mapping[str, str], document: Document | None) -> dict[s
         for key, value in document.value.items():
             if value is not None and key not in FREE_KEYS:
                 given[key] = Given(value, document.where(key), key)
+    annotations = annotations_of(TrainConfig)
     for key, text in flags.items():
-        value = _flag_value(key, text)
+        value = _flag_value(text, annotations[key])
         if value is not None:
             given[key] = Given(value, f"--{key}", "")
         else:
@@ -97,14 +101,13 @@ def _given_values(flags: Mapping[str, str], document: Document | None) -> dict[s
     return given
 
 
-def _flag_value(key: str, text: str) -> Any:
+def _flag_value(text: str, annotation: Any) -> Any:
     """A flag's text as the JSON value that it means; texts for keys that are texts."""
-    types = leaf_types(annotations(TrainConfig)[key])
     if text.lower() in ("null", "none"):
         return None
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if types & {int, float, Any}:
+    if leaf_types(annotation) & {int, float, Any}:
         for convert in (int, float):
             try:
                 return convert(text)
@@ -164,7 +167,10 @@ def _resolved_paths(train: TrainConfig, given: Mapping[str, Given], folder: Path
         problem("data_root", message)
     elif not data_root.is_dir():
         problem("data_root", f"got {show(train.data_root)}; expected a folder, but {data_root} is none")
-    outputs = {"logdir": train.logdir, "cache_dir": train.cache_dir or os.path.join(train.logdir, "cache")}
+    outputs: dict[str, Any] = {
+        "logdir": train.logdir,
+        "cache_dir": train.cache_dir or os.path.join(train.logdir, "cache"),
+    }
     if train.save_ckpt_dir:
         outputs["save_ckpt_dir"] = train.save_ckpt_dir
     for key, value in outputs.items():
@@ -188,9 +194,3 @@ def _model(
     if reference is None:
         return None, [Problem(origin.where, origin.key, message) for message in messages], []
     return reference, [], [f"{origin.source}: {message}" for message in messages]
-
-
-def describe_settings(run: RunConfig) -> str:
-    """The settings that differ from their defaults, as JSON, for the run's folder."""
-    changed = {k: v for k, v in vars(run.train).items() if v != default_of(TrainConfig, k)}
-    return json.dumps(changed, indent=2)

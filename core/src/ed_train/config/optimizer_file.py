@@ -270,10 +270,13 @@ class OptimizerFileResolver:
         """Check a component's options and schedule, and add it."""
         options = {k: g for k, g in values.items() if k in option_names(chosen.spec.config_type)}
         schedule = self._schedule(values)
-        config, schedule_config = self._checked(chosen.spec.config_type, options), self._checked(ScheduleConfig, schedule)
+        config, schedule_config = (
+            self._checked(chosen.spec.config_type, options),
+            self._checked(ScheduleConfig, schedule),
+        )
         if config is None or schedule_config is None:
             return
-        sources = {key: f"default of {chosen.origin}" for key in option_names(chosen.spec.config_type)}
+        sources = dict.fromkeys(option_names(chosen.spec.config_type), f"default of {chosen.origin}")
         sources |= dict.fromkeys(SCHEDULE_KEYS, "default")
         sources |= {key: given.source for key, given in {**options, **schedule}.items()}
         components[name] = ComponentConfig(

@@ -36,7 +36,9 @@ class TrainConfig:
         str | None, Help("diffusers folder with the configuration of a single-file model, to load it without the hub")
     ] = None
     enable_zero_terminal_snr: Annotated[bool, Help("rescale the noise schedule so that it ends in pure noise")] = False
-    clip_skip: Annotated[int, Bounds(ge=0, le=12), Help("take the text encoder's output this many layers before the last")] = 0
+    clip_skip: Annotated[
+        int, Bounds(ge=0, le=12), Help("take the text encoder's output this many layers before the last")
+    ] = 0
     attn_type: Annotated[str, Help("attention implementation; sdp, torch's own, is always used")] = "sdp"
     gradient_checkpointing: Annotated[bool, Help("recompute activations in the backward pass: less memory, slower")] = (
         False
@@ -46,16 +48,21 @@ class TrainConfig:
     )
 
     data_root: Annotated[str, Group("data"), Help("folder of pictures and captions, searched recursively")] = "input"
-    resolution: Annotated[int, Bounds(ge=64, le=4096), Help("pixels of a square picture's side; a multiple of 64")] = 512
+    resolution: Annotated[int, Bounds(ge=64, le=4096), Help("pixels of a square picture's side; a multiple of 64")] = (
+        512
+    )
     batch_size: Annotated[Count, Help("pictures per step and process")] = 2
     flip_p: Annotated[Probability, Help("probability of mirroring a picture")] = 0.0
-    crops_per_image: Annotated[Annotated[int, Bounds(ge=1, le=64)], Help("jittered crops kept per picture; one per epoch")] = 1
+    crops_per_image: Annotated[
+        Annotated[int, Bounds(ge=1, le=64)], Help("jittered crops kept per picture; one per epoch")
+    ] = 1
     cond_dropout: Annotated[Probability, Help("probability of an empty caption")] = 0.04
     shuffle_tags: Annotated[bool, Help("shuffle the comma-separated parts of a caption")] = False
     keep_tags: Annotated[Whole, Help("leading parts that shuffle_tags leaves in place")] = 0
     cache_dir: Annotated[str | None, Help("folder of cached latents and token ids; default: LOGDIR/cache")] = None
     seed: Annotated[
-        Annotated[int, Bounds(ge=-1, le=2**32 - 1)], Help("seed of everything random; -1: a random one, which is printed")
+        Annotated[int, Bounds(ge=-1, le=2**32 - 1)],
+        Help("seed of everything random; -1: a random one, which is printed"),
     ] = 555
 
     max_epochs: Annotated[Count, Group("training"), Help("epochs to train")] = 300
@@ -78,15 +85,17 @@ class TrainConfig:
     )
     lr_decay_steps: Annotated[int | None, Help("optimizer steps; null or below 1: 1.5 times the run's")] = None
     lr_warmup_steps: Annotated[Whole | None, Help("optimizer steps; null: 2 % of lr_decay_steps")] = None
-    clip_grad_norm: Annotated[Positive | None, Help("largest gradient norm of each component; null: no clipping")] = None
+    clip_grad_norm: Annotated[Positive | None, Help("largest gradient norm of each component; null: no clipping")] = (
+        None
+    )
 
-    loss_type: Annotated[Literal["mse", "huber", "mse_huber"], Group("loss"), Help("mse_huber: huber's share is t/T")] = (
-        "mse"
-    )
+    loss_type: Annotated[
+        Literal["mse", "huber", "mse_huber"], Group("loss"), Help("mse_huber: huber's share is t/T")
+    ] = "mse"
     min_snr_gamma: Annotated[Positive | None, Help("gamma of min-SNR loss weighting; null: off")] = None
-    zero_frequency_noise_ratio: Annotated[NonNegative, Help("offset noise: share of noise that is constant per channel")] = (
-        0.0
-    )
+    zero_frequency_noise_ratio: Annotated[
+        NonNegative, Help("offset noise: share of noise that is constant per channel")
+    ] = 0.0
     pyramid_noise_discount: Annotated[
         Annotated[float, Bounds(gt=0, le=1)] | None, Help("discount per level of multi-resolution noise; null: off")
     ] = None
@@ -94,12 +103,8 @@ class TrainConfig:
     timestep_start: Annotated[Timestep, Help("first timestep of the noise schedule that is trained")] = 0
     timestep_end: Annotated[Timestep, Help("end of the trained timesteps, itself not included")] = 1000
 
-    project_name: Annotated[str, Group("output"), Help("begins the name of the run's folder")] = (
-        "myproj"
-    )
-    run_name: Annotated[str | None, Help("name of the run's folder; default: project and time")] = (
-        None
-    )
+    project_name: Annotated[str, Group("output"), Help("begins the name of the run's folder")] = "myproj"
+    run_name: Annotated[str | None, Help("name of the run's folder; default: project and time")] = None
     logdir: Annotated[str, Help("folder of the runs: metrics, samples and, by default, checkpoints")] = "logs"
     save_ckpt_dir: Annotated[str | None, Help("folder of the checkpoints; default: ckpts in the run's folder")] = None
     save_every_n_epochs: Annotated[Count | None, Help("save a checkpoint every so many epochs")] = None

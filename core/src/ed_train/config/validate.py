@@ -6,10 +6,9 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-from ed_train.config.describe import annotations, default_of, expected, show_with_type
+from ed_train.config.describe import annotations_of, default_of, expected, show_with_type
 from ed_train.errors import Problem
 from ed_train.specs import Bounds
 
@@ -57,14 +56,13 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     return "unknown key" + (f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}")
 
 
-@lru_cache(maxsize=None)
 def _model_of(config_type: type[Any]) -> type[BaseModel]:
     from pydantic import ConfigDict, create_model
 
     strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
     fields: dict[str, Any] = {
         name: (_for_pydantic(annotation), default_of(config_type, name))
-        for name, annotation in annotations(config_type).items()
+        for name, annotation in annotations_of(config_type).items()
     }
     return create_model(config_type.__name__, __config__=strict, **fields)
 
@@ -88,7 +86,7 @@ def _for_pydantic(annotation: Any) -> Any:
 
 
 def _problem(config_type: type[Any], name: str, values: Mapping[str, Any], key_prefix: str, where: Where) -> Problem:
-    known = annotations(config_type)
+    known = annotations_of(config_type)
     if name not in known:
         return Problem(where(name), key_prefix + name, unknown_key(name, known))
     message = f"got {show_with_type(values[name])}; expected {expected(known[name])}"

@@ -1,0 +1,148 @@
+"""Batches for training, prepared by a thread while the step before them runs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ed_train.data.buckets import Size
+from ed_train.data.encode import LatentCache
+from ed_train.data.plan import BatchPlan, plan_epoch, steps_per_epoch
+from ed_train.data.scan import ImageItem
+from ed_train.data.tokens import TokenCache
+
+_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process trains on in one step.
+
+    Attributes:
+        latents_mean: mean of the VAE's posterior, not scaled: fp32 [b, c, h, w].
+        latents_std: its standard deviation, likewise.
+        token_ids: int64 [b, tokens].
+        loss_scale: 1, or (real / size) ** 1.5 of a global batch that was filled up with repeats.
+        images: the file of each sample.
+        captions: the prompt of each; empty where conditional dropout took it.
+    """
+
+    latents_mean: Tensor
+    latents_std: Tensor
+    token_ids: Tensor
+    loss_scale: float
+    images: tuple[Path, ...]
+    captions: tuple[str, ...]
+
+
+class BatchLoader:
+    """Batches in the order of `plan_epoch`."""
+
+    def __init__(
+        self,
+        items: Sequence[ImageItem],
+        buckets: Sequence[Size],
+        latents: LatentCache,
+        tokens: TokenCache,
+        *,
+        batch_size: int,
+        crops: int = 1,
+        shuffle_tags: bool = False,
+        keep_tags: int = 0,
+        seed: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        """Set up a loader.
+
+        Args:
+            items: the usable images.
+            buckets: the bucket of each.
+            latents: holds every crop and flip of them.
+            tokens: token ids.
+            batch_size: of all processes together.
+            crops: how many crops of each image `latents` holds.
+            shuffle_tags: see `Caption.render`.
+            keep_tags: see `Caption.render`.
+            seed: of the run; with the number of the epoch decides everything.
+            pin_memory: put batches into page-locked memory, for an asynchronous copy to a GPU.
+        """
+        self._items, self._buckets, self._latents, self._tokens = items, buckets, latents, tokens
+        self._batch_size, self._crops, self._seed = batch_size, crops, seed
+        self._shuffle_tags, self._keep_tags, self._pin_memory = shuffle_tags, keep_tags, pin_memory
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(self._items, self._buckets, self._batch_size)
+
+    @property
+    def captions(self) -> list[str]:
+        """The captions of all images, unshuffled."""
+        fixed = Random(0)  # without shuffling a caption is what it is, whatever the generator
+        return [item.caption.render(fixed, shuffle_tags=False, keep_tags=0) for item in self._items]
+
+    def iterate(self, epoch: int, start: int = 0, rank: int = 0, world: int = 1) -> Generator[Batch]:
+        """Yield this process's part of each batch of an epoch. Close the iterator to end its thread at once.
+
+        Args:
+            epoch: from 0.
+            start: the first batch to yield, from 0; those before it cost nothing.
+            rank: of this process, from 0.
+            world: number of processes; it divides the batch size.
+        """
+        share = self._batch_size // world
+        part = slice(rank * share, (rank + 1) * share)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        try:
+            plans = pool.submit(self._plan, epoch).result()[start:]
+            waiting = deque(pool.submit(self._prepare, plan, part) for plan in plans[:_AHEAD])
+            for following in [*plans[_AHEAD:], *[None] * len(waiting)]:
+                batch = waiting.popleft().result()
+                if following:
+                    waiting.append(pool.submit(self._prepare, following, part))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _plan(self, epoch: int) -> list[BatchPlan]:
+        return plan_epoch(
+            self._items,
+            self._buckets,
+            batch_size=self._batch_size,
+            crops=self._crops,
+            shuffle_tags=self._shuffle_tags,
+            keep_tags=self._keep_tags,
+            seed=self._seed,
+            epoch=epoch,
+        )
+
+    def _prepare(self, plan: BatchPlan, part: slice) -> Batch:
+        samples = plan.samples[part]
+        images = tuple(self._items[sample.item].path for sample in samples)
+        latents = [
+            self._latents.get(path, sample.crop, sample.flip).numpy()
+            for path, sample in zip(images, samples, strict=True)
+        ]
+        channels = latents[0].shape[0] // 2
+        captions = tuple(sample.caption for sample in samples)
+        return Batch(
+            latents_mean=self._stacked([latent[:channels] for latent in latents]),
+            latents_std=self._stacked([latent[channels:] for latent in latents]),
+            token_ids=self._stacked([self._tokens.get(caption).numpy() for caption in captions]),
+            loss_scale=(plan.real / len(plan.samples)) ** 1.5,
+            images=images,
+            captions=captions,
+        )
+
+    def _stacked(self, arrays: Sequence[NDArray[np.generic]]) -> Tensor:
+        # numpy's stack, because torch's would start a team of OpenMP threads that compete with the training thread's.
+        stacked = torch.from_numpy(np.stack(arrays))
+        return stacked.pin_memory() if self._pin_memory else stacked

@@ -1,0 +1,102 @@
+"""A store of small tensors on disk that several runs may fill and read at once, and that a crash cannot spoil."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ed_train.data.files import reason, shown, write_atomic
+from ed_train.errors import ConfigError, Problem
+
+logger = logging.getLogger(__name__)
+
+_STALE_SECONDS = 24 * 3600
+
+
+class TensorStore:
+    """Tensors by string key in a folder of packs, which are safetensors files that are written once and never changed.
+
+    A pack appears under its name only when it is complete and on disk. One that is damaged all the same is left out
+    with a warning, and what it held counts as missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a folder, which is made if need be.
+
+        Raises:
+            ConfigError: it cannot be made or read.
+        """
+        self._folder = folder
+        self._packs: dict[str, Any] = {}  # by key, the open pack that holds it
+        self._known: set[str] = set()
+        self.size_bytes = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._remove_stale()
+            self.refresh()
+        except OSError as error:
+            message = f"cannot be used as a cache folder: {reason(error)}; choose another one"
+            raise ConfigError([Problem(shown(folder), "", message)]) from error
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._packs
+
+    def get(self, key: str) -> Tensor:
+        """Return a tensor that maps the file: read it, never write to it.
+
+        Raises:
+            KeyError: there is none.
+        """
+        tensor: Tensor = self._packs[key].get_tensor(key)
+        return tensor
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors as one pack; they are on disk when this returns.
+
+        Raises:
+            ConfigError: the disk is full or the folder cannot be written to; the store is as it was.
+        """
+        if not tensors:
+            return
+        path = self._folder / f"{uuid4().hex}.safetensors"
+        try:
+            write_atomic(path, save(dict(tensors)))
+        except OSError as error:
+            message = f"the cache cannot be written: {reason(error)}; free some space or choose another folder"
+            raise ConfigError([Problem(shown(self._folder), "", message)]) from error
+        self._open(path)
+
+    def refresh(self) -> None:
+        """Take in the packs that other processes have added."""
+        found = ((path.stat().st_mtime_ns, path) for path in self._folder.glob("*.safetensors"))
+        for _, path in sorted(found):  # the oldest of two packs with one key keeps it, so that values never change
+            if path.name not in self._known:
+                self._open(path)
+
+    def _open(self, path: Path) -> None:
+        self._known.add(path.name)
+        try:
+            pack: Any = safe_open(path, framework="pt")
+            keys = pack.keys()
+        except (SafetensorError, OSError) as error:
+            logger.warning("%s: damaged, its entries are made again: %s", shown(path), reason(error))
+            return
+        self.size_bytes += path.stat().st_size
+        for key in keys:
+            self._packs.setdefault(key, pack)
+
+    def _remove_stale(self) -> None:
+        """Delete what a process that was killed left half written; younger files may still be in the making."""
+        for path in self._folder.glob("*.tmp"):
+            with contextlib.suppress(FileNotFoundError):  # its owner has just finished it
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()

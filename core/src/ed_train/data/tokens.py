@@ -1,0 +1,74 @@
+"""Token ids of captions, computed once."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ed_train.data.store import TensorStore
+
+_IN_MEMORY = 50_000
+_PER_CALL = 1024
+
+
+class TokenCache:
+    """Token ids of captions: on disk for those that are known before training, in memory for those that come up later.
+
+    The tokenizer is copied: fast tokenizers fail when two threads use one, and the loader's thread is one of them.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Any, *, fingerprint: str) -> None:
+        """Open the cache.
+
+        Args:
+            folder: where it is kept; may be shared.
+            tokenizer: a transformers tokenizer whose `model_max_length` is the text encoder's.
+            fingerprint: of the tokenizer's vocabulary and settings.
+
+        Raises:
+            ConfigError: the folder cannot be used.
+        """
+        self._store = TensorStore(folder)
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self._fingerprint = fingerprint
+        self._memory: dict[str, Tensor] = {}
+
+    def add(self, captions: Iterable[str]) -> None:
+        """Tokenize those captions that are not on disk yet, and write them.
+
+        Raises:
+            ConfigError: the folder cannot be written to.
+        """
+        texts = {key: text for text in captions if (key := self._key(text)) not in self._store}
+        keys = list(texts)
+        tensors: dict[str, Tensor] = {}
+        for start in range(0, len(keys), _PER_CALL):
+            part = keys[start : start + _PER_CALL]
+            rows = self._tokenize([texts[key] for key in part])
+            tensors.update(zip(part, (row.clone() for row in rows), strict=True))
+        self._store.add(tensors)
+
+    def get(self, caption: str) -> Tensor:
+        """Return the token ids of a caption, int64 [model_max_length], padded or cut to that length; read only."""
+        found = self._memory.get(caption)
+        if found is None:
+            key = self._key(caption)
+            found = self._store.get(key) if key in self._store else self._tokenize([caption])[0]
+            if len(self._memory) >= _IN_MEMORY:  # shuffled tags give new captions for ever
+                self._memory.clear()
+            self._memory[caption] = found
+        return found
+
+    def _tokenize(self, texts: list[str]) -> Tensor:
+        length = self._tokenizer.model_max_length
+        encoded = self._tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        ids: Tensor = encoded.input_ids
+        return ids
+
+    def _key(self, text: str) -> str:
+        return hashlib.sha256(f"{self._fingerprint}\n{text}".encode("utf-8", errors="surrogatepass")).hexdigest()

@@ -1,0 +1,140 @@
+"""Give files and folders their final name only once they are whole and on the disk.
+
+Everything is written under a temporary name beside the target, synced, described in a manifest, and renamed. A crash
+at any moment leaves the old state, or the new one, and perhaps a temporary name that `clean_partials` removes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ed_train.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 1
+
+_PARTIAL = re.compile(r"\..+\.partial-(\d+)")
+
+
+@contextmanager
+def atomic_folder(target: Path, extra: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """Fill a folder that appears as `target` when the block ends without an error, and not at all otherwise.
+
+    Args:
+        target: the final name; nothing of that name may exist.
+        extra: what the manifest says besides the files; read when the block ends, JSON values only.
+
+    Yields:
+        The temporary folder to write into.
+
+    Raises:
+        CheckpointError: `target` exists, or the disk is full, read-only or failing; nothing is left behind.
+    """
+    with _partial(target) as temp:
+        temp.mkdir(parents=True)
+        yield temp
+        files = sorted(path for path in temp.rglob("*") if path.is_file())
+        entries = {path.relative_to(temp).as_posix(): _entry(path) for path in files}
+        manifest = {"format": MANIFEST_FORMAT, **(extra or {}), "files": entries}
+        (temp / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for path in (*files, temp / MANIFEST):
+            _finish_file(path)
+        for folder in (*(path for path in temp.rglob("*") if path.is_dir()), temp):
+            _sync_folder(folder)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """The same for a single file, without a manifest. Yields the temporary path to write."""
+    with _partial(target) as temp:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temp
+        _finish_file(temp)
+
+
+def clean_partials(parent: Path) -> list[Path]:
+    """Remove what killed processes left half written in `parent`; returns what was removed.
+
+    Call it at start, before the first save: a partial folder with this process's own id is an older process's, too.
+    """
+    import psutil
+
+    removed = []
+    for path in sorted(parent.glob(".*.partial-*")):
+        match = _PARTIAL.fullmatch(path.name)
+        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
+            _remove(path)
+            removed.append(path)
+    return removed
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _partial(target: Path) -> Iterator[Path]:
+    """Lend the temporary path; rename it at the end, or remove it if something went wrong."""
+    _refuse_existing(target)
+    temp = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    _remove(temp)  # left by an older process with the same id, as is common in containers
+    try:
+        yield temp
+        _refuse_existing(target)
+        temp.rename(target)
+        _sync_folder(target.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as RuntimeError
+        _remove(temp)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise CheckpointError(f"{target} was not saved: {reason}") from error
+    except BaseException:
+        _remove(temp)
+        raise
+
+
+def _refuse_existing(target: Path) -> None:
+    if os.path.lexists(target):
+        raise CheckpointError(f"{target} already exists and is not overwritten; choose another name or remove it")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _finish_file(path: Path) -> None:
+    path.chmod(0o644)  # safetensors writes files that only their owner can read
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows has no way to sync a folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

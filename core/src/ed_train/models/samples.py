@@ -1,0 +1,233 @@
+"""Draw sample pictures with the model in training, always from the same noise, and leave no trace in the training."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ed_train.models.prompts import SampleSettings
+from ed_train.models.quiet import quiet_libraries
+from ed_train.models.text import text_embeddings
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One drawn picture.
+
+    Attributes:
+        stem: a file name without extension that no other picture of the call has.
+        label: prompt, guidance scale and seed, for people.
+        image: the picture.
+    """
+
+    stem: str
+    label: str
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One picture to draw."""
+
+    number: int
+    prompt: str
+    negative_prompt: str
+    seed: int
+    size: tuple[int, int]
+    cfg: float
+
+
+def draw_samples(
+    settings: SampleSettings,
+    *,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    scheduler_config: Mapping[str, Any],
+    device: torch.device | str,
+    resolution: int,
+    clip_skip: int = 0,
+    captions: Sequence[str] = (),
+    autocast: Autocast = nullcontext,
+) -> list[Sample]:
+    """Draw every picture of `settings`.
+
+    Noise comes from generators on the CPU, one per picture, so that a picture depends neither on the device nor on
+    what it is drawn together with. Training modes and the global random state are afterwards as they were before.
+
+    Args:
+        settings: what to draw.
+        unet: on `device`, unwrapped.
+        text_encoder: on `device`, unwrapped.
+        vae: anywhere; it is on `device` only while pictures are drawn.
+        tokenizer: the tokenizer.
+        scheduler_config: as `SdModel.scheduler_config` returns it.
+        device: where to draw.
+        resolution: side in pixels of pictures that name no size.
+        clip_skip: last layers of the text encoder to leave out, as in training.
+        captions: captions of the training data, for samples with ``random_caption``.
+        autocast: makes the context to draw in, e.g. ``accelerator.autocast``.
+
+    Returns:
+        The pictures, in the order of `settings.samples` and, for each, of `settings.cfgs`.
+    """
+    jobs = list(_jobs(settings, resolution, captions))
+    together: dict[tuple[tuple[int, int], float], list[_Job]] = defaultdict(list)
+    for job in jobs:
+        together[job.size, job.cfg].append(job)
+    images: dict[int, Image.Image] = {}
+    with quiet_libraries(), _drawing((unet, text_encoder, vae), vae, device):
+        pipeline = _pipeline(settings, unet, text_encoder, vae, tokenizer, scheduler_config)
+        with torch.inference_mode(), autocast():
+            for group in together.values():
+                for start in range(0, len(group), settings.batch_size):
+                    batch = group[start : start + settings.batch_size]
+                    drawn = _draw(pipeline, batch, settings.num_inference_steps, clip_skip)
+                    images.update(zip((job.number for job in batch), drawn, strict=True))
+    return [Sample(_stem(job), _label(job), images[job.number]) for job in jobs]
+
+
+def save_samples(
+    samples: Sequence[Sample], folder: Path, prefix: str, *, columns: int, suffix: str = ".jpg"
+) -> list[Path]:
+    """Write each picture, and last a labelled grid of all, as ``PREFIX-STEM.jpg`` and ``PREFIX-grid.jpg``.
+
+    Args:
+        samples: the pictures.
+        folder: made if need be.
+        prefix: beginning of the file names, e.g. the step.
+        columns: pictures in a row of the grid; the number of guidance scales gives one row per prompt.
+        suffix: ``.jpg`` or ``.png``.
+
+    Returns:
+        The paths, the grid's last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{prefix}-{sample.stem}{suffix}" for sample in samples]
+    for path, sample in zip(paths, samples, strict=True):
+        sample.image.save(path, quality=95)
+    grid = folder / f"{prefix}-grid{suffix}"
+    labelled_grid(samples, columns).save(grid, quality=95)
+    return [*paths, grid]
+
+
+def labelled_grid(samples: Sequence[Sample], columns: int) -> Image.Image:
+    """All pictures in one, row by row, each with its label below it."""
+    width = max(sample.image.width for sample in samples)
+    height = max(sample.image.height for sample in samples)
+    font = ImageFont.load_default(12)
+    wrapped = [_wrap(sample.label, width // 7) for sample in samples]
+    caption = 15 * max(text.count("\n") + 1 for text in wrapped) + 4
+    rows = -(-len(samples) // columns)
+    grid = Image.new("RGB", (columns * width, rows * (height + caption)), "white")
+    pen = ImageDraw.Draw(grid)
+    for index, (sample, text) in enumerate(zip(samples, wrapped, strict=True)):
+        left, top = index % columns * width, index // columns * (height + caption)
+        grid.paste(sample.image, (left, top))
+        pen.multiline_text((left + 2, top + height + 1), text, fill="black", font=font, spacing=2)
+    return grid
+
+
+def _wrap(text: str, letters: int, lines: int = 4) -> str:
+    chunks = [text[i : i + letters] for i in range(0, len(text), max(letters, 1))]
+    return "\n".join(chunks[:lines])
+
+
+def _jobs(settings: SampleSettings, resolution: int, captions: Sequence[str]) -> Iterator[_Job]:
+    number = 0
+    for index, sample in enumerate(settings.samples):
+        seed = settings.seed if sample.seed is None else sample.seed
+        if seed == -1:
+            seed = random.SystemRandom().randrange(2**32)
+        prompt = sample.prompt
+        if sample.random_caption and captions:
+            prompt = random.Random(f"{seed}/{index}").choice(captions)
+        for cfg in settings.cfgs:
+            yield _Job(number, prompt, sample.negative_prompt, seed, sample.size or (resolution, resolution), cfg)
+            number += 1
+
+
+@contextmanager
+def _drawing(modules: Iterable[torch.nn.Module], vae: AutoencoderKL, device: torch.device | str) -> Iterator[None]:
+    """Evaluation mode, the VAE on the device, and the random state untouched."""
+    modes = [(module, module.training) for module in modules]
+    home = vae.device
+    for module, _ in modes:
+        module.eval()
+    vae.to(device)
+    devices = [device] if torch.device(device).type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        vae.to(home)
+        for module, training in modes:
+            module.train(training)
+
+
+def _pipeline(
+    settings: SampleSettings, unet: Any, text_encoder: Any, vae: Any, tokenizer: Any, config: Mapping[str, Any]
+) -> StableDiffusionPipeline:
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    scheduler_class = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}[settings.scheduler]
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler_class.from_config({**config, "clip_sample": False}),  # latents reach far beyond [-1, 1]
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=not settings.show_progress_bars, desc="samples", leave=False)
+    return pipeline
+
+
+def _draw(pipeline: StableDiffusionPipeline, batch: list[_Job], steps: int, clip_skip: int) -> list[Image.Image]:
+    """Draw pictures of one size and one guidance scale together."""
+    width, height = batch[0].size
+    images: list[Image.Image] = pipeline(
+        prompt_embeds=_embed(pipeline, [job.prompt for job in batch], clip_skip),
+        negative_prompt_embeds=_embed(pipeline, [job.negative_prompt for job in batch], clip_skip),
+        generator=[torch.Generator("cpu").manual_seed(job.seed) for job in batch],
+        guidance_scale=batch[0].cfg,
+        width=width,
+        height=height,
+        num_inference_steps=steps,
+    ).images
+    return images
+
+
+def _embed(pipeline: StableDiffusionPipeline, texts: list[str], clip_skip: int) -> torch.Tensor:
+    """Embed prompts as training embeds captions; the pipeline's own clip_skip fails with transformers >= 5.6."""
+    length = pipeline.tokenizer.model_max_length
+    tokens = pipeline.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return text_embeddings(pipeline.text_encoder, tokens.input_ids.to(pipeline.text_encoder.device), clip_skip)
+
+
+def _stem(job: _Job) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", job.prompt.lower()).strip("-")[:50].rstrip("-") or "empty"
+    return f"{job.number:02d}-{words}-cfg{job.cfg:g}"
+
+
+def _label(job: _Job) -> str:
+    negative = f" | not: {job.negative_prompt}" if job.negative_prompt else ""
+    return f"{job.prompt}{negative} | cfg {job.cfg:g}, seed {job.seed}"

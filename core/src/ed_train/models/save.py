@@ -1,0 +1,142 @@
+"""Write a diffusers folder that `StableDiffusionPipeline.from_pretrained` opens, in every version that people have."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from ed_train.errors import CheckpointError
+from ed_train.models.tensors import listed, non_finite
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+TEXT_ENCODER_WEIGHTS = "model.safetensors"
+_PREFIX = "text_model."
+
+
+def write_pipeline(
+    folder: Path,
+    *,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    vae: AutoencoderKL | Path,
+    tokenizer: CLIPTokenizer | Path,
+    scheduler_config: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a whole pipeline, in float32 and without a safety checker, into an empty folder.
+
+    Nothing here is atomic: write into what `atomic_folder` lends.
+
+    Args:
+        folder: an existing folder.
+        unet: the UNet, unwrapped (no DistributedDataParallel, no torch.compile around it).
+        text_encoder: the text encoder, likewise.
+        vae: the VAE, or a component folder whose files are taken over, so that it need not be in memory.
+        tokenizer: the tokenizer, or a component folder likewise.
+        scheduler_config: with the ``_class_name`` of the scheduler that samplers are to use.
+        extra: more fields of model_index.json; readers ignore those that begin with an underscore.
+
+    Raises:
+        CheckpointError: a component has NaN or infinite weights.
+        OSError, SafetensorError: the disk is full or failing.
+    """
+    write_weights(folder / "unet" / DIFFUSERS_WEIGHTS, unet.state_dict(), "unet")
+    _write_json(folder / "unet" / "config.json", component_config(unet))
+    text_weights = with_prefix(text_encoder.state_dict())
+    write_weights(folder / "text_encoder" / TEXT_ENCODER_WEIGHTS, text_weights, "text_encoder")
+    _write_json(folder / "text_encoder" / "config.json", component_config(text_encoder))
+    if isinstance(vae, Path):
+        _copy(vae, folder / "vae", ("config.json", DIFFUSERS_WEIGHTS))
+    else:
+        write_weights(folder / "vae" / DIFFUSERS_WEIGHTS, vae.state_dict(), "vae")
+        _write_json(folder / "vae" / "config.json", component_config(vae))
+    if isinstance(tokenizer, Path):
+        _copy(tokenizer, folder / "tokenizer", [p.name for p in tokenizer.iterdir() if p.suffix in (".json", ".txt")])
+    else:
+        _write_tokenizer(folder / "tokenizer", tokenizer)
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config)
+    _write_json(folder / "model_index.json", {**_index(scheduler_config), **(extra or {})})
+
+
+def write_weights(path: Path, state: Mapping[str, torch.Tensor], component: str) -> None:
+    """Write tensors as a float32 safetensors file.
+
+    Raises:
+        CheckpointError: a tensor has NaN or infinite elements; names component and tensors.
+    """
+    if bad := non_finite(state):
+        raise CheckpointError(f"{component} has NaN or infinite weights and is not saved: {listed(bad)}")
+    path.parent.mkdir(exist_ok=True)
+    tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in state.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def with_prefix(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A text encoder's tensors with the ``text_model.`` prefix.
+
+    Every published model and every reader on transformers before 5.6 has it; the class of later versions does not,
+    and reads both.
+    """
+    return {name if name.startswith(_PREFIX) else _PREFIX + name: tensor for name, tensor in state.items()}
+
+
+def component_config(module: Any) -> dict[str, Any]:
+    """What goes into the config.json of a diffusers model or of the text encoder."""
+    config: dict[str, Any]
+    if hasattr(module, "to_json_string"):
+        config = json.loads(module.to_json_string())
+    else:
+        config = json.loads(module.config.to_json_string())
+        config.pop("dtype", None)
+        config |= {"architectures": ["CLIPTextModel"], "torch_dtype": "float32"}  # dtype's name in transformers 4
+    config.pop("_name_or_path", None)  # where the model lay on this machine is nobody else's business
+    return config
+
+
+def _index(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+    import diffusers
+
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", scheduler_config["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def _write_tokenizer(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    """Write both forms: transformers 5 writes tokenizer.json alone, which CLIPTokenizer of version 4 does not read."""
+    tokenizer.save_pretrained(folder)
+    if (folder / "vocab.json").exists():
+        return
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    _write_json(folder / "vocab.json", model["vocab"])
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+
+
+def _copy(source: Path, target: Path, names: Any) -> None:
+    target.mkdir()
+    for name in names:
+        shutil.copyfile(source / name, target / name)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,172 @@
+"""The components that train: freeze, collect the parameters, build the optimizer, build the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from ed_train.api import build_optimizer
+from ed_train.config.run import TEXT_ENCODER, UNET, ComponentConfig, FreezeConfig
+from ed_train.errors import ConfigError, PluginError, Problem
+
+
+@dataclass
+class TrainedComponent:
+    """A module with an optimizer of its own.
+
+    Attributes:
+        name: ``unet`` or ``text_encoder``.
+        module: the module itself, never a wrapper around it.
+        parameters: what the optimizer holds; a list, since clipping reads it again in every step.
+        parameter_names: their names in the module, in the same order.
+    """
+
+    name: str
+    config: ComponentConfig
+    module: torch.nn.Module
+    parameters: list[torch.nn.Parameter]
+    parameter_names: list[str]
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: LRScheduler
+
+    @property
+    def lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def effective_lr(self) -> float:
+        """The step size that is really used: d times lr for a learning-rate-free optimizer."""
+        estimate = self.config.optimizer.spec.effective_lr
+        return float(estimate(self.optimizer.param_groups[0])) if estimate else self.lr
+
+    def set_training(self, training: bool) -> None:
+        """Switch the module, and a schedule-free optimizer with it."""
+        self.module.train(training)
+        if self.config.optimizer.spec.schedule_free:
+            switch: Callable[[], None] = getattr(self.optimizer, "train" if training else "eval")
+            switch()
+
+
+def freeze(name: str, module: torch.nn.Module, policies: Iterable[FreezeConfig]) -> list[str]:
+    """Apply the policies of a component.
+
+    Returns:
+        The names of the parameters that are frozen now.
+
+    Raises:
+        ConfigError: a policy does not fit the module, or nothing is left to train.
+        PluginError: a policy fails in another way.
+    """
+    applied = [p for p in policies if p.policy.policy.component == name]
+    for freezing in applied:
+        section = freezing.policy.policy.section
+        try:
+            list(freezing.policy.policy.apply(module, freezing.options))
+        except ValueError as error:
+            raise ConfigError([Problem(freezing.where, section, str(error))]) from error
+        except Exception as error:
+            raise PluginError(f"{freezing.policy.distribution}: {section} could not be applied: {error}") from error
+    frozen = [n for n, p in module.named_parameters() if not p.requires_grad]
+    if all(not p.requires_grad for p in module.parameters()):
+        where = applied[-1].where if applied else ""
+        section = applied[-1].policy.policy.section if applied else name
+        switch = "disable_textenc_training" if name == TEXT_ENCODER else "disable_unet_training"
+        message = f"freezes every parameter of the {name}; leave something to train, or set {switch}"
+        raise ConfigError([Problem(where, section, message)])
+    return frozen
+
+
+def freeze_unused(text_encoder: torch.nn.Module, clip_skip: int) -> list[str]:
+    """Freeze what the loss never reaches: layers behind clip_skip, and the projection that only a pooled output uses.
+
+    Data-parallel training fails over parameters without gradients, and an optimizer would hold state for nothing.
+    """
+    inner: Any = getattr(text_encoder, "text_model", text_encoder)
+    unused = [module for module in (getattr(text_encoder, "text_projection", None),) if module is not None]
+    layers: Any = inner.encoder.layers
+    if clip_skip >= len(layers):
+        message = f"got {clip_skip}; expected less than {len(layers)}, the text encoder's number of layers"
+        raise ConfigError([Problem("", "clip_skip", message)])
+    unused += list(layers[len(layers) - clip_skip :])
+    ids = {id(p) for module in unused for p in module.parameters()}
+    names = [n for n, p in text_encoder.named_parameters() if id(p) in ids]
+    for module in unused:
+        module.requires_grad_(False)
+    return names
+
+
+def build_component(config: ComponentConfig, module: torch.nn.Module, total_steps: int) -> TrainedComponent:
+    """Build optimizer and schedule over the module's parameters that require a gradient.
+
+    Args:
+        config: the component's optimizer, options and schedule.
+        module: the component, frozen as it should be and on its device.
+        total_steps: optimizer steps of the whole run.
+    """
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    parameters = [p for _, p in named]
+    optimizer = build_optimizer(config.optimizer, parameters, config.options)
+    scheduler = build_scheduler(config, optimizer, total_steps)
+    return TrainedComponent(config.name, config, module, parameters, [n for n, _ in named], optimizer, scheduler)
+
+
+def decay_and_warmup_steps(config: ComponentConfig, total_steps: int) -> tuple[int, int]:
+    """The schedule's lengths in optimizer steps: by default 1.5 times the run's, and 2 % of that."""
+    given = config.lr_decay_steps
+    decay = given if given is not None and given >= 1 else max(1, round(1.5 * total_steps))
+    warmup = config.lr_warmup_steps
+    return decay, round(0.02 * decay) if warmup is None else warmup
+
+
+def build_scheduler(config: ComponentConfig, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
+    """Build one of diffusers' schedules, over optimizer steps."""
+    from diffusers.optimization import get_polynomial_decay_schedule_with_warmup, get_scheduler
+
+    decay, warmup = decay_and_warmup_steps(config, total_steps)
+    if config.lr_scheduler == "polynomial":
+        lr = optimizer.param_groups[0]["lr"]
+        # diffusers ends at 1e-7 and refuses an lr that is not above it, which lion's recommended one is not.
+        lr_end = min(1e-7, lr / 10)
+        scheduler: LambdaLR = get_polynomial_decay_schedule_with_warmup(optimizer, warmup, decay, lr_end=lr_end)
+    else:
+        scheduler = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=decay)
+    if not config.optimizer.spec.lr_may_start_at_zero:
+        _start_above_zero(scheduler)
+    return scheduler
+
+
+def _start_above_zero(scheduler: LambdaLR) -> None:
+    """Let the first step use the second one's factor, for optimizers whose first step fails at lr 0."""
+    factors = scheduler.lr_lambdas
+    scheduler.lr_lambdas = [partial(_positive_start, factor) for factor in factors]
+    for group, base, factor in zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        group["lr"] = base * factor(0)
+
+
+def _positive_start(factor: Callable[[int], float], step: int) -> float:
+    return factor(max(step, 1)) if factor(0) == 0 else factor(step)
+
+
+def schedule_notes(config: ComponentConfig, total_steps: int) -> list[str]:
+    """Lines about schedule settings that do nothing, or not what they say."""
+    _, warmup = decay_and_warmup_steps(config, total_steps)
+    notes = []
+    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
+        source = config.sources["lr_warmup_steps"]
+        notes.append(f"{source} has no effect with lr_scheduler constant; constant_with_warmup has a warmup")
+    elif config.lr_scheduler != "constant" and warmup > total_steps:
+        notes.append(f"{config.name}: lr_warmup_steps {warmup} is more than this run's {total_steps} optimizer steps")
+    if config.lr_scheduler != "constant" and not config.optimizer.spec.lr_may_start_at_zero and warmup:
+        notes.append(f"{config.name}: {config.optimizer.spec.name} cannot step at lr 0: its warmup starts above it")
+    return notes
+
+
+def component_label(name: str) -> str:
+    return {UNET: "UNet", TEXT_ENCODER: "text encoder"}[name]

@@ -1,0 +1,127 @@
+"""What a run shows while it trains: two progress bars, lines of text, TensorBoard scalars and pictures."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ed_train.config.run import TEXT_ENCODER
+from ed_train.config.train_keys import TrainConfig
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ed_train.train.components import TrainedComponent
+    from ed_train.train.step import StepResult
+
+
+class Metrics:
+    """Progress and metrics of one run. Only the main process shows and writes them.
+
+    Values stay on the device between two log points, so that logging never makes the device wait.
+    """
+
+    def __init__(self, folder: Path | None, epochs: int, steps: int, train: TrainConfig) -> None:
+        """Open the bars and the files.
+
+        Args:
+            folder: the run's folder; None in every process but the main one.
+            epochs: number of epochs, for the bar.
+            steps: number of optimizer steps, for the bar.
+            train: says how often to log, and whether to Weights & Biases as well.
+        """
+        self.log_step = train.log_step
+        self.writer: Any = None
+        self._losses: list[torch.Tensor] = []
+        self._images = 0
+        self._since = time.perf_counter()
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            if train.wandb:
+                import wandb
+
+                wandb.init(project=train.project_name, name=folder.name, dir=str(folder), sync_tensorboard=True)
+            self.writer = SummaryWriter(str(folder))
+        self.steps = steps
+        terminal = sys.stdout.isatty()  # elsewhere a line at each log point takes the place of the bars
+        self.plain = folder is not None and not terminal
+        quiet = folder is None or not terminal
+        self.epoch_bar = tqdm(total=epochs, desc="epochs", unit="epoch", disable=quiet, position=0, file=sys.stdout)
+        self.step_bar = tqdm(total=steps, desc="steps", unit="step", disable=quiet, position=1, file=sys.stdout)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars, from the main process."""
+        if self.writer:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def after_step(self, step: int, result: StepResult, components: Sequence[TrainedComponent], reduce: Any) -> None:
+        """Count a step; at a log point, read and show what has gathered.
+
+        Args:
+            step: optimizer steps so far.
+            result: of this step.
+            components: for their learning rates.
+            reduce: averages a tensor over all processes.
+        """
+        self.step_bar.update()
+        self._losses.append(result.loss)
+        self._images += result.images
+        if step % self.log_step and step != self.steps:
+            return
+        loss = float(reduce(torch.stack(self._losses).mean()))
+        now = time.perf_counter()
+        rate = self._images / (now - self._since)
+        self._losses, self._images, self._since = [], 0, now
+        if not self.writer:
+            return
+        scalars = {"loss": loss, "images_per_second": rate, "memory_gb": _memory_gb()}
+        for c in components:
+            scalars |= {f"lr/{c.name}": c.lr, f"effective_lr/{c.name}": c.effective_lr}
+            scalars[f"grad_norm/{c.name}"] = float(result.grad_norms[c.name])
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, step)
+        shown = {"loss": f"{loss:.4f}", **self._shown_rates(components), "img/s": f"{rate:.1f}"}
+        self.step_bar.set_postfix(shown)
+        if self.plain:
+            print(f"step {step}/{self.steps}:", ", ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
+
+    @staticmethod
+    def _shown_rates(components: Sequence[TrainedComponent]) -> dict[str, str]:
+        return {("te" if c.name == TEXT_ENCODER else c.name) + " lr": f"{c.effective_lr:.2e}" for c in components}
+
+    def pause(self) -> float:
+        """Begin something that is not training; the returned moment goes to `resume`."""
+        return time.perf_counter()
+
+    def resume(self, paused: float) -> None:
+        """Leave the time since `paused` out of the throughput."""
+        self._since += time.perf_counter() - paused
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        """Add a picture to TensorBoard."""
+        if self.writer:
+            self.writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.step_bar.close()
+        self.epoch_bar.close()
+        if self.writer:
+            self.writer.close()
+
+
+def _memory_gb() -> float:
+    """Peak memory of the device, or of the process where it trains on the CPU, in GB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,141 @@
+"""Everything that a running training needs, and how it is put together from a `RunConfig`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
+from ed_train.models.text import text_embeddings
+from ed_train.train.noise import Diffusion
+from ed_train.train.precision import SCALER_SETTINGS, resolve_precision
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ed_train.data.loader import Batch, BatchLoader
+    from ed_train.models.load import SdModel
+    from ed_train.train.components import TrainedComponent
+    from ed_train.train.metrics import Metrics
+    from ed_train.train.output import Output
+
+
+@dataclass
+class Session:
+    """A run in progress.
+
+    Attributes:
+        run: its resolved configuration.
+        accelerator: device, precision and processes.
+        model: the source of the weights and of the parts that do not train.
+        unet: called in the forward pass; wrapped for several processes if it trains.
+        text_encoder: the same.
+        components: what trains, each with its optimizer.
+        diffusion: noise and loss.
+        loader: the batches.
+        output: the run's folder: checkpoints and sample pictures; None in every process but the main one.
+        metrics: progress bars and logged values.
+        total_steps: optimizer steps of the whole run.
+        epochs: epochs of the whole run, the last one perhaps cut short by max_steps.
+        batch_number: global batches so far; seeds each batch's noise.
+        step: optimizer steps so far, skipped ones included.
+        skipped: steps that were skipped because of gradients that are not finite.
+        skipped_in_a_row: how many of them since the last good one.
+    """
+
+    run: RunConfig
+    accelerator: Accelerator
+    model: SdModel
+    unet: nn.Module
+    text_encoder: nn.Module
+    components: list[TrainedComponent]
+    diffusion: Diffusion
+    loader: BatchLoader
+    output: Output | None
+    metrics: Metrics
+    total_steps: int
+    epochs: int
+    batch_number: int = 0
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """The gradient scaler; only fp16 has one."""
+        scaler: torch.amp.GradScaler | None = self.accelerator.scaler
+        return scaler
+
+    def windows(self, epoch: int) -> Iterator[list[Batch]]:
+        """The batches of each optimizer step of an epoch; the last window may be shorter than grad_accum."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        with closing(self.loader.iterate(epoch, rank=rank, world=world)) as batches:
+            while window := list(islice(batches, self.run.train.grad_accum)):
+                yield window
+
+    @property
+    def trained_modules(self) -> list[nn.Module]:
+        """The modules as the forward pass calls them, wrappers included, of the components that train."""
+        by_name = {UNET: self.unet, TEXT_ENCODER: self.text_encoder}
+        return [by_name[c.name] for c in self.components]
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """Text embeddings, [batch, tokens, width]; without a graph where the text encoder does not train."""
+        if TEXT_ENCODER in self.run.components:
+            return text_embeddings(self.text_encoder, token_ids, self.run.train.clip_skip)
+        with torch.no_grad(), self.accelerator.autocast():
+            return text_embeddings(self.text_encoder, token_ids, self.run.train.clip_skip).float()
+
+    @contextmanager
+    def evaluation(self) -> Generator[None]:
+        """Modules, and schedule-free optimizers, in evaluation mode: for samples and checkpoints. Not timed."""
+        paused = self.metrics.pause()
+        for component in self.components:
+            component.set_training(False)
+        try:
+            yield
+        finally:
+            for component in self.components:
+                component.set_training(True)
+            self.metrics.resume(paused)
+
+    def sample(self, name: str) -> None:
+        """Draw the sample pictures, as files ``NAME-...`` and in the metrics."""
+        with self.evaluation():
+            if self.output:
+                self.output.sample(self, name)
+
+    def save(self, epoch: int, *, last: bool = False) -> None:
+        """Write a checkpoint."""
+        with self.evaluation():
+            if self.output:
+                path = self.output.save(self, epoch, last=last)
+                self.metrics.say(f"saved {path}")
+
+    def close(self) -> None:
+        """End the bars and log files, and the other processes' part in this run."""
+        self.metrics.close()
+        self.accelerator.end_training()
+
+
+def make_accelerator(run: RunConfig) -> tuple[Accelerator, str]:
+    """The accelerator, and the autocast precision that was chosen: ``bf16``, ``fp16`` or ``no``."""
+    if run.sources["gpuid"] != "default" and "LOCAL_RANK" not in os.environ:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        devices = visible.split(",") if visible else []
+        index = run.train.gpuid
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[index] if index < len(devices) else str(index)
+    from accelerate import Accelerator, GradScalerKwargs, InitProcessGroupKwargs, PartialState
+
+    wait = timedelta(hours=2)  # the other processes wait while the main one fills the caches
+    precision = resolve_precision(run.train, PartialState(timeout=wait).device)
+    handlers = [InitProcessGroupKwargs(timeout=wait), GradScalerKwargs(**SCALER_SETTINGS)]
+    return Accelerator(mixed_precision=precision, kwargs_handlers=handlers), precision

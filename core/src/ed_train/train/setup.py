@@ -1,0 +1,166 @@
+"""Put a `Session` together: device, data, models, what is frozen, optimizers, output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
+from ed_train.data.buckets import assign_buckets
+from ed_train.data.encode import LatentCache
+from ed_train.data.loader import BatchLoader
+from ed_train.data.scan import Skipped, scan_dataset
+from ed_train.data.tokens import TokenCache
+from ed_train.errors import ConfigError
+from ed_train.models.load import SdModel
+from ed_train.train.components import build_component, freeze, freeze_unused, schedule_notes
+from ed_train.train.metrics import Metrics
+from ed_train.train.noise import Diffusion
+from ed_train.train.output import Output
+from ed_train.train.report import Report
+from ed_train.train.session import Session, make_accelerator
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The batches, and what there is to say about the pictures."""
+
+    loader: BatchLoader
+    images: int
+    buckets: int
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+
+
+def start(run: RunConfig) -> tuple[Session, Report]:
+    """Everything that happens before the first step, with a report of it.
+
+    Raises:
+        ConfigError: the data, the model or the plugins do not fit the configuration.
+    """
+    accelerator, precision = make_accelerator(run)
+    torch.manual_seed(run.train.seed)
+    model = SdModel(run.model)
+    data = prepare_data(run, model, accelerator)
+    unet, text_encoder = model.load_unet(), model.load_text_encoder()
+    diffusion = Diffusion(
+        model.load_noise_scheduler(zero_terminal_snr=run.train.enable_zero_terminal_snr),
+        model.scaling_factor(),
+        run.train,
+        accelerator.device,
+    )
+    notes = check_devices(run, accelerator.device) + freeze_modules(run, unet, text_encoder)
+    steps_per_epoch = -(-data.loader.steps_per_epoch // run.train.grad_accum)
+    total_steps = min(run.train.max_epochs * steps_per_epoch, run.train.max_steps or 2**63)
+    modules: dict[str, nn.Module] = {UNET: unet, TEXT_ENCODER: text_encoder}
+    wrapped = _placed(modules, run, accelerator)
+    components = [build_component(config, modules[name], total_steps) for name, config in run.components.items()]
+    for component in components:
+        component.set_training(True)
+        notes += schedule_notes(component.config, total_steps)
+    output = Output(run) if accelerator.is_main_process else None
+    epochs = -(-total_steps // steps_per_epoch)
+    report = Report(run, accelerator, precision, components, diffusion, data, output, total_steps, epochs, notes)
+    report.show_start()
+    metrics = Metrics(output.folder if output else None, epochs, total_steps, run.train)
+    session = Session(
+        run, accelerator, model, wrapped[UNET], wrapped[TEXT_ENCODER], components, diffusion, data.loader, output,
+        metrics, total_steps, epochs,
+    )  # fmt: skip
+    return session, report
+
+
+def prepare_data(run: RunConfig, model: SdModel, accelerator: Accelerator) -> PreparedData:
+    """Find the pictures and fill the caches; every process encodes its share, and none if nothing is missing."""
+    train, rank, world = run.train, accelerator.process_index, accelerator.num_processes
+    dataset = scan_dataset(Path(train.data_root), flip_p=train.flip_p, cond_dropout=train.cond_dropout)
+    buckets, notes = assign_buckets(dataset.items, train.resolution)
+    cache = Path(train.cache_dir or "")
+    latents = LatentCache(
+        cache / "latents", dataset.items, buckets, vae=model.fingerprint("vae"), crops=train.crops_per_image,
+        progress=accelerator.is_main_process,
+    )  # fmt: skip
+    if latents.missing():
+        vae = model.load_vae().to(accelerator.device)
+        latents.build(_encoder(vae, accelerator.device), rank=rank, world=world)
+        del vae
+    accelerator.wait_for_everyone()
+    usable = latents.usable()
+    items, sizes = [dataset.items[i] for i in usable], [buckets[i] for i in usable]
+    tokens = TokenCache(cache / "tokens", model.load_tokenizer(), fingerprint=model.fingerprint("tokenizer"))
+    loader = BatchLoader(
+        items, sizes, latents, tokens, batch_size=train.batch_size * world, crops=train.crops_per_image,
+        shuffle_tags=train.shuffle_tags, keep_tags=train.keep_tags, seed=train.seed,
+        pin_memory=accelerator.device.type == "cuda",
+    )  # fmt: skip
+    tokens.add(["", *loader.captions])
+    skipped = (*dataset.skipped, *latents.skipped)
+    return PreparedData(loader, len(items), len(set(sizes)), skipped, (*dataset.notes, *notes))
+
+
+def _encoder(vae: Any, device: torch.device) -> Any:
+    @torch.inference_mode()
+    def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = vae.encode(pixels.to(device)).latent_dist
+        return posterior.mean, posterior.std
+
+    return encode
+
+
+def freeze_modules(run: RunConfig, unet: nn.Module, text_encoder: nn.Module) -> list[str]:
+    """Freeze what does not train: whole components, what the policies choose, what the loss never reaches.
+
+    Returns:
+        Lines about policies that change nothing.
+    """
+    notes = []
+    unused = freeze_unused(text_encoder, run.train.clip_skip)
+    if unused and TEXT_ENCODER in run.components:
+        notes.append(f"{len(unused)} tensors of the text encoder are not reached by the loss and stay as they are")
+    for name, module in ((UNET, unet), (TEXT_ENCODER, text_encoder)):
+        if name in run.components:
+            freeze(name, module, run.freezing)
+        else:
+            module.requires_grad_(False).eval()
+    for policy in run.freezing:
+        component = policy.policy.policy.component
+        if component not in run.components:
+            section = policy.policy.policy.section
+            notes.append(f"{policy.where}: {section} has no effect: the {component} does not train")
+    return notes
+
+
+def _placed(modules: dict[str, nn.Module], run: RunConfig, accelerator: Accelerator) -> dict[str, nn.Module]:
+    """The modules on the device, those that train wrapped for autocast and for several processes."""
+    if run.train.gradient_checkpointing:
+        unet, text_encoder = modules[UNET], modules[TEXT_ENCODER]
+        unet.enable_gradient_checkpointing()  # type: ignore[operator]
+        text_encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    return {
+        name: accelerator.prepare_model(module) if name in run.components else module.to(accelerator.device)
+        for name, module in modules.items()
+    }
+
+
+def check_devices(run: RunConfig, device: torch.device) -> list[str]:
+    """Lines about optimizers that are slow on this device.
+
+    Raises:
+        ConfigError: an optimizer does not run on it.
+    """
+    notes: dict[str, None] = {}
+    for component in run.components.values():
+        spec = component.optimizer.spec
+        if spec.devices and device.type not in spec.devices:
+            message = f"{spec.name} runs on {' and '.join(spec.devices)} only, and this run is on {device.type}"
+            raise ConfigError(f"{component.sources['optimizer']}: {message}; choose another optimizer")
+        if device.type in spec.slow_on:
+            notes[f"{spec.name}: {spec.slow_on[device.type]}"] = None
+    return list(notes)

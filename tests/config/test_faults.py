@@ -1,0 +1,213 @@
+"""Every line of bad configuration: exit by ConfigError with file, key, value, what is allowed; never a traceback."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ed_train.config.checks import output_problem
+from ed_train.config.jsontext import read_json_object
+from ed_train.errors import ConfigError
+
+BAD_TEXTS = {
+    "empty file": ("", "found an empty file; expected an object"),
+    "blank file": (" \n\n", "found an empty file"),
+    "top-level list": ("[]", "found [] (list) at the top level; expected an object"),
+    "top-level null": ("null", "found null at the top level"),
+    "trailing comma": ('{\n "lr": 1e-6,\n}', "t.json:2:12: remove the comma"),
+    "line comment": ('{\n // note\n "lr": 1}', "t.json:2:2: expected a key"),
+    "comment for a value": ('{"lr": # x\n 1}', "JSON has no comments"),
+    "single quotes": ("{'lr': 1}", "t.json:1:2: expected a key in double quotes"),
+    "single-quoted value": ("{\"a\": 'b'}", "single quotes are not JSON"),
+    "duplicate key": ('{"lr": 1,\n "lr": 2}', "t.json:2: lr: duplicate key; it stands in line 1 and in line 2"),
+    "NaN": ('{"lr": NaN}', "JSON has no NaN"),
+    "Infinity": ('{"lr": Infinity}', "JSON has no Infinity"),
+    "minus Infinity": ('{"lr": -Infinity}', "JSON has no Infinity"),
+    "1e400": ('{"lr": 1e400}', "1e400 is too large"),
+    "5,000-digit integer": ('{"lr": ' + "1" * 5000 + "}", "an integer of 5000 digits"),
+    "nested 100,000 deep": ('{"a":' * 100_000, "nested deeper than 50 levels"),
+    "lists nested 100,000 deep": ('{"a":' + "[" * 100_000, "nested deeper than 50 levels"),
+    "Python's True": ('{"wandb": True}', "'True': write true"),
+    "Python's None": ('{"wandb": None}', "'None': write null"),
+    "NUL in a text": ('{"a": "\\u0000"}', "NUL"),
+    "cut short": ('{"a": "b', "Unterminated string"),
+    "cut short behind a key": ('{"a":', "the file ends too early"),
+    "two values": ("{} {}", "unexpected text after the end"),
+    "leading zero": ('{"a": 01}', "does not begin a number in JSON"),
+    "no colon": ('{"a" 1}', 'expected ":" after the key "a"'),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TEXTS)
+def test_bad_json_is_one_clear_line(name: str, tmp_path: Path) -> None:
+    text, expected = BAD_TEXTS[name]
+    path = tmp_path / "t.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        read_json_object(path)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_utf8_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_bytes(b'\xef\xbb\xbf{"lr": 1}')
+    assert read_json_object(tmp_path / "t.json").value == {"lr": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+def test_other_encodings_are_named_as_the_problem(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_bytes('{"project_name": "é"}'.encode(encoding))
+    with pytest.raises(ConfigError, match="is not UTF-8; save the file as UTF-8"):
+        read_json_object(tmp_path / "t.json")
+
+
+def test_missing_file_names_the_folder_and_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text("{}")
+    with pytest.raises(ConfigError) as error:
+        read_json_object(tmp_path / "trian.json")
+    assert str(tmp_path) in str(error.value)
+    assert "did you mean train.json?" in str(error.value)
+
+
+def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_json_object(tmp_path)
+
+
+BAD_TRAIN_VALUES = [
+    ("lr", "1e-6", '"1e-6" (string); expected a number > 0 or null, e.g. 1e-6 (without quotes)'),
+    ("lr", True, "true (boolean); expected a number > 0"),
+    ("lr", -1e-6, "-1e-06 (number); expected a number > 0"),
+    ("lr", 0, "0 (number); expected a number > 0"),
+    ("batch_size", 0, "0 (number); expected an integer >= 1"),
+    ("batch_size", 1.5, "1.5 (number); expected an integer >= 1"),
+    ("max_epochs", -1, "-1 (number); expected an integer >= 1"),
+    ("grad_accum", 0, "0 (number); expected an integer >= 1"),
+    ("seed", -2, "-2 (number); expected an integer >= -1"),
+    ("seed", 2**32, "4294967296 (number); expected an integer >= -1 and <= 4294967295"),
+    ("seed", "42", '"42" (string); expected an integer'),
+    ("flip_p", 1.5, "1.5 (number); expected a number >= 0 and <= 1"),
+    ("wandb", 1, "1 (number); expected true or false"),
+    ("lr_scheduler", "Cosine", '"Cosine" (string); expected one of "constant"'),
+    ("loss_type", "l1", '"l1" (string); expected one of "mse", "huber", "mse_huber"'),
+    ("data_root", ["a"], '["a"] (list); expected a text'),
+    ("resolution", 500, "got 500; expected a multiple of 64, e.g. 512"),
+    ("timestep_end", 0, "leave nothing to train"),
+    ("project_name", "../../x", "expected a name"),
+    ("project_name", "/tmp/x", "expected a name"),
+    ("project_name", "~", "expected a name"),
+    ("project_name", "x" * 300, "at most 100"),
+    ("run_name", "a/b", "expected a name"),
+    ("resume_ckpt", "findlast", "not implemented yet"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "expected"), BAD_TRAIN_VALUES)
+def test_bad_value_in_train_json(key, value, expected, problems) -> None:
+    (line,) = problems({key: value})
+    assert line.startswith("train.json:")
+    assert f": {key}: " in line
+    assert expected in line
+
+
+def test_bad_flag_names_the_flag(problems) -> None:
+    assert problems(lr="fast") == ['--lr: got "fast" (string); expected a number > 0 or null']
+
+
+BAD_OPTIMIZER_VALUES = [
+    ({"betas": [0.9]}, "base.betas", "expected a list of 2 numbers >= 0 and < 1"),
+    ({"betas": [0.9, 0.99, 0.999]}, "base.betas", "expected a list of 2 numbers"),
+    ({"betas": "0.9, 0.99"}, "base.betas", '"0.9, 0.99" (string); expected a list of 2 numbers'),
+    ({"betas": [0.9, 1.0]}, "base.betas", "[0.9, 1.0] (list); expected a list of 2 numbers >= 0 and < 1"),
+    ({"weight_decay": -1}, "base.weight_decay", "-1 (number); expected a number >= 0"),
+    ({"weight_decay": "0.01"}, "base.weight_decay", "e.g. 0.01 (without quotes)"),
+    ({"lr": -1}, "base.lr", "-1 (number); expected a number"),
+    ({"optimizer": 3}, "base.optimizer", "3 (number); expected the name of an optimizer"),
+    ({"optimizer": "adamw9bit"}, "base.optimizer", "did you mean 'adamw8bit'?"),
+    ({"weight_dekay": 0.1}, "base.weight_dekay", "unknown key; did you mean 'weight_decay'?"),
+    ({"lr_scheduler": "sine"}, "base.lr_scheduler", "expected one of"),
+    ({"lr_decay_steps": 5, "lr_warmup_steps": 6}, "base", "lr_warmup_steps 6 is more than lr_decay_steps 5"),
+    ({"lr_warmup_steps": 1.5}, "base.lr_warmup_steps", "1.5 (number); expected an integer"),
+]
+
+
+@pytest.mark.parametrize(("base", "key", "expected"), BAD_OPTIMIZER_VALUES)
+def test_bad_value_in_optimizer_json(base, key, expected, problems) -> None:
+    lines = problems({}, {"base": base})
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("optimizer.json:1: " + key)
+    assert expected in lines[0]
+
+
+@pytest.mark.parametrize("section", ["base", "text_encoder_overrides", "text_encoder_freezing"])
+@pytest.mark.parametrize("value", [3, "adamw", [1]])
+def test_a_section_that_is_no_object(section, value, problems) -> None:
+    (line,) = problems({}, {section: value})
+    assert f"{section}: got" in line
+    assert "expected an object" in line
+
+
+def test_unknown_section_gets_a_suggestion(problems) -> None:
+    assert "did you mean 'text_encoder_overrides'?" in problems({}, {"text_encoder_override": {}})[0]
+
+
+def test_all_problems_of_all_files_are_reported_at_once(problems) -> None:
+    lines = problems({"batch_size": 0, "reslution": 512, "data_root": "nowhere"}, {"base": {"lr": "x", "beta": 1}}, seed="x")
+    assert {line.split(": ")[1].split(" ")[0] for line in lines} >= {"batch_size", "reslution", "base.lr", "base.beta"}
+    assert any(line.startswith("--seed: ") for line in lines)
+    assert any("data_root" in line and "not found as" in line for line in lines)
+
+
+def test_unreadable_output_folder(problems, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (line,) = problems({"logdir": "file"})
+    assert "logdir" in line
+    assert "is a file" in line
+
+
+def test_read_only_output_folder(tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    child = os.fork()
+    if child == 0:  # root may write anywhere, so ask as somebody else
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        os._exit(0 if "is not writable" in output_problem(locked / "logs") else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_missing_optimizer_json_names_both_places(problems, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (line,) = problems({"optimizer_config": "optimiser.json"})
+    assert str(tmp_path / "optimiser.json") in line
+    assert str(tmp_path / "elsewhere" / "optimiser.json") in line
+
+
+def test_file_beside_the_naming_file_wins_over_the_current_folder(resolve, tmp_path: Path, monkeypatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "input").mkdir(parents=True)
+    (elsewhere / "optimizer.json").write_text('{"base": {"optimizer": "lion"}}')
+    monkeypatch.chdir(elsewhere)
+    run = resolve({}, {"base": {"optimizer": "adamw"}})
+    assert run.components["unet"].optimizer.spec.name == "adamw"
+    assert Path(run.train.data_root) == tmp_path / "input"
+
+
+def test_freezing_the_same_layers_in_contradicting_ways(problems) -> None:
+    freezing = {"unfreeze_last_n_layers": 2, "unfreeze_final_n_layers": 3}
+    assert "text_encoder_freezing" in problems({}, {"text_encoder_freezing": freezing})[0]
+
+
+def test_both_components_disabled(problems) -> None:
+    lines = problems({"disable_unet_training": True, "disable_textenc_training": True})
+    assert "nothing is left to train" in lines[0]
+
+
+def test_wandb_without_the_package(problems) -> None:
+    assert "pip install wandb" in problems({"wandb": True})[0]
