@@ -154,7 +154,9 @@ def test_unknown_section_gets_a_suggestion(problems) -> None:
 
 
 def test_all_problems_of_all_files_are_reported_at_once(problems) -> None:
-    lines = problems({"batch_size": 0, "reslution": 512, "data_root": "nowhere"}, {"base": {"lr": "x", "beta": 1}}, seed="x")
+    lines = problems(
+        {"batch_size": 0, "reslution": 512, "data_root": "nowhere"}, {"base": {"lr": "x", "beta": 1}}, seed="x"
+    )
     assert {line.split(": ")[1].split(" ")[0] for line in lines} >= {"batch_size", "reslution", "base.lr", "base.beta"}
     assert any(line.startswith("--seed: ") for line in lines)
     assert any("data_root" in line and "not found as" in line for line in lines)

@@ -110,9 +110,10 @@ class OptimizerFileResolver:
         tweaks = self._single("apply_grad_scaler_step_tweaks", True)
         self._check_top_level_keys()
         freezing = resolve_freezing(self.document, self.registry, self.problems, self.notes)
-        unet_optimizer = self._optimizer(base.pop("optimizer", None))
-        te_given = overrides.pop("optimizer", None)
-        te_optimizer = self._optimizer(te_given) if te_given else unet_optimizer
+        unet_name = base.pop("optimizer", Given(DEFAULT_OPTIMIZER, "default", ""))
+        te_name = overrides.pop("optimizer", unet_name)
+        unet_optimizer = self._optimizer(unet_name)
+        te_optimizer = unet_optimizer if te_name is unet_name else self._optimizer(te_name)
         components: dict[str, ComponentConfig] = {}
         if unet_optimizer and te_optimizer:
             self._check_keys(base, UNET, unet_optimizer, used=not self.train.disable_unet_training)
@@ -120,10 +121,10 @@ class OptimizerFileResolver:
             if not self.train.disable_unet_training:
                 lr = self.overrides.get("lr")
                 self._note_override(lr, base.get("lr"))
-                self._add(components, UNET, unet_optimizer, {**base, **({"lr": lr} if lr else {})})
+                self._add(components, UNET, unet_name, unet_optimizer, {**base, **({"lr": lr} if lr else {})})
             if not self.train.disable_textenc_training:
                 values = self._text_encoder_values(base, overrides, scale, unet_optimizer, te_optimizer)
-                self._add(components, TEXT_ENCODER, te_optimizer, values)
+                self._add(components, TEXT_ENCODER, te_name, te_optimizer, values)
         return OptimizerFile(components, freezing, tweaks)
 
     def _section(self, name: str) -> dict[str, Given]:
@@ -185,8 +186,7 @@ class OptimizerFileResolver:
             return f"needs the distribution {owner}, which is installed but broken: {broken[0]}"
         return f"needs the distribution {owner}, which is not installed: pip install {owner}"
 
-    def _optimizer(self, given: Given | None) -> RegisteredOptimizer | None:
-        given = given or Given(DEFAULT_OPTIMIZER, "", "optimizer")
+    def _optimizer(self, given: Given) -> RegisteredOptimizer | None:
         if not isinstance(given.value, str):
             message = f"got {show_with_type(given.value)}; expected the name of an optimizer"
             self.problems.append(Problem(given.where, given.key, message))
@@ -195,8 +195,8 @@ class OptimizerFileResolver:
             return self.registry.find(given.value)
         except ConfigError as error:
             message = error.problems[0].message
-            if not given.where:
-                message += " (it is the default; another one is chosen in optimizer.json)"
+            if given.where == "default":
+                message += "; it is the default, another one is chosen with optimizer_config"
             self.problems.append(Problem(given.where, given.key, message))
             return None
 
@@ -265,20 +265,23 @@ class OptimizerFileResolver:
             self.notes.append(f"{override} overrides {loser}")
 
     def _add(
-        self, components: dict[str, ComponentConfig], name: str, chosen: RegisteredOptimizer, values: dict[str, Given]
+        self,
+        components: dict[str, ComponentConfig],
+        name: str,
+        optimizer: Given,
+        chosen: RegisteredOptimizer,
+        values: dict[str, Given],
     ) -> None:
         """Check a component's options and schedule, and add it."""
         options = {k: g for k, g in values.items() if k in option_names(chosen.spec.config_type)}
         schedule = self._schedule(values)
-        config, schedule_config = (
-            self._checked(chosen.spec.config_type, options),
-            self._checked(ScheduleConfig, schedule),
-        )
+        config = self._checked(chosen.spec.config_type, options)
+        schedule_config = self._checked(ScheduleConfig, schedule)
         if config is None or schedule_config is None:
             return
         sources = dict.fromkeys(option_names(chosen.spec.config_type), f"default of {chosen.origin}")
         sources |= dict.fromkeys(SCHEDULE_KEYS, "default")
-        sources |= {key: given.source for key, given in {**options, **schedule}.items()}
+        sources |= {key: given.source for key, given in {"optimizer": optimizer, **options, **schedule}.items()}
         components[name] = ComponentConfig(
             name=name, optimizer=chosen, options=config, sources=sources, **vars(schedule_config)
         )

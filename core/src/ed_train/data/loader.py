@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,6 +84,12 @@ class BatchLoader:
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(self._items, self._buckets, self._batch_size)
 
+    def described(self, epoch: int) -> Iterator[dict[str, Any]]:
+        """The plan of an epoch with the names of the pictures, a JSON object for each batch."""
+        for number, batch in enumerate(self.plan(epoch)):
+            samples = [{"image": str(self._items[s.item].path), **asdict(s)} for s in batch.samples]
+            yield {"epoch": epoch, "batch": number, "size": batch.bucket, "own": batch.real, "samples": samples}
+
     @property
     def captions(self) -> list[str]:
         """The captions of all images, unshuffled."""
@@ -102,7 +109,7 @@ class BatchLoader:
         part = slice(rank * share, (rank + 1) * share)
         pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         try:
-            plans = pool.submit(self._plan, epoch).result()[start:]
+            plans = pool.submit(self.plan, epoch).result()[start:]
             waiting = deque(pool.submit(self._prepare, plan, part) for plan in plans[:_AHEAD])
             for following in [*plans[_AHEAD:], *[None] * len(waiting)]:
                 batch = waiting.popleft().result()
@@ -112,7 +119,8 @@ class BatchLoader:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _plan(self, epoch: int) -> list[BatchPlan]:
+    def plan(self, epoch: int) -> list[BatchPlan]:
+        """What each global batch of an epoch consists of."""
         return plan_epoch(
             self._items,
             self._buckets,
@@ -136,7 +144,7 @@ class BatchLoader:
         return Batch(
             latents_mean=self._stacked([latent[:channels] for latent in latents]),
             latents_std=self._stacked([latent[channels:] for latent in latents]),
-            token_ids=self._stacked([self._tokens.get(caption).numpy() for caption in captions]),
+            token_ids=self._stacked([ids.numpy() for ids in self._tokens.get(captions)]),
             loss_scale=(plan.real / len(plan.samples)) ** 1.5,
             images=images,
             captions=captions,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +53,21 @@ class TokenCache:
             tensors.update(zip(part, (row.clone() for row in rows), strict=True))
         self._store.add(tensors)
 
-    def get(self, caption: str) -> Tensor:
-        """Return the token ids of a caption, int64 [model_max_length], padded or cut to that length; read only."""
-        found = self._memory.get(caption)
-        if found is None:
-            key = self._key(caption)
-            found = self._store.get(key) if key in self._store else self._tokenize([caption])[0]
-            if len(self._memory) >= _IN_MEMORY:  # shuffled tags give new captions for ever
-                self._memory.clear()
-            self._memory[caption] = found
-        return found
+    def get(self, captions: Sequence[str]) -> list[Tensor]:
+        """Return the token ids of each caption, int64 [model_max_length], padded or cut to that length; read only."""
+        if len(self._memory) > _IN_MEMORY:  # shuffled tags give new captions for ever
+            self._memory.clear()
+        unknown = []
+        for caption in captions:
+            if caption not in self._memory:
+                key = self._key(caption)
+                if key in self._store:
+                    self._memory[caption] = self._store.get(key)
+                else:
+                    unknown.append(caption)
+        if unknown:  # in one call, because most of its time does not depend on how many they are
+            self._memory.update(zip(unknown, self._tokenize(unknown), strict=True))
+        return [self._memory[caption] for caption in captions]
 
     def _tokenize(self, texts: list[str]) -> Tensor:
         length = self._tokenizer.model_max_length

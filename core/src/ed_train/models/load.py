@@ -186,6 +186,8 @@ def _load_single_file(reference: ModelReference) -> dict[str, Any]:
     optional = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     try:
         pipeline = StableDiffusionPipeline.from_single_file(str(path), config=config, **optional)
+    except NotImplementedError as error:  # torch's for a tensor that was never filled
+        raise _load_error(f"{path} lacks weights that its configuration asks for; is model_config right?") from error
     except Exception as error:
         hint = "" if config else "; set model_config to a diffusers folder of the same kind of model, or its hub id"
         raise _load_error(f"{path} cannot be loaded: {_one_line(error)}{hint}") from error

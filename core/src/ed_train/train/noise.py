@@ -8,6 +8,7 @@ share its batch, and after a resume, without any state to save.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,17 +122,18 @@ def _per_sample(errors: Tensor) -> Tensor:
 def _pyramid(noise: Tensor, shape: tuple[int, ...], part: slice, discount: float, generator: torch.Generator) -> Tensor:
     """Add noise of halved resolutions, each level discounted, and scale back to unit variance."""
     height, width = shape[2:]
+    pyramid = noise.clone()
     level = 1
     while min(height, width) >> level >= 1:
         size = (height >> level, width >> level)
         coarse = torch.randn((*shape[:2], *size), generator=generator)[part]
-        noise = noise + torch.mul(F.interpolate(coarse, (height, width), mode="bilinear"), discount**level)
+        pyramid.add_(F.interpolate(coarse, (height, width), mode="bilinear"), alpha=discount**level)
         level += 1
-    return torch.div(noise, noise.std())
+    return pyramid.div_(pyramid.std(dim=(1, 2, 3), keepdim=True))  # of each sample, whoever it shares a batch with
 
 
 def perturb(embeddings: Tensor, scale: float, generator: torch.Generator, rank: int, world: int) -> Tensor:
     """Add Gaussian noise of standard deviation ``scale / sqrt(width)`` to text embeddings, [batch, tokens, width]."""
     batch, tokens, width = embeddings.shape
     noise = torch.randn((world * batch, tokens, width), generator=generator)[rank * batch : (rank + 1) * batch]
-    return embeddings + noise.to(embeddings.device) * (scale / width**0.5)
+    return embeddings + noise.to(embeddings.device) * (scale / math.sqrt(width))

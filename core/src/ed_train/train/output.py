@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from ed_train.models.samples import draw_samples, save_samples
 from ed_train.models.save import write_pipeline
 
 if TYPE_CHECKING:
+    from ed_train.data.loader import BatchLoader
     from ed_train.train.session import Session
 
 STATE_FILES = {"unet": "optimizer_unet.pt", "text_encoder": "optimizer_te.pt"}
@@ -72,6 +74,11 @@ class Output:
         self.saved.append(target)
         self.last_saved = time.monotonic()
         return target
+
+    def write_schedule(self, loader: BatchLoader, epoch: int) -> None:
+        """Append an epoch's batches to ``schedule.jsonl``: a line each, with its pictures, crops and captions."""
+        with (self.folder / "schedule.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(batch, ensure_ascii=False) + "\n" for batch in loader.described(epoch))
 
     def sample(self, session: Session, name: str) -> None:
         """Draw the sample pictures into ``samples`` of the run's folder, and a labelled grid of them."""

@@ -77,6 +77,8 @@ class Session:
     def windows(self, epoch: int) -> Iterator[list[Batch]]:
         """The batches of each optimizer step of an epoch; the last window may be shorter than grad_accum."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        if self.run.train.write_schedule and self.output:
+            self.output.write_schedule(self.loader, epoch)
         with closing(self.loader.iterate(epoch, rank=rank, world=world)) as batches:
             while window := list(islice(batches, self.run.train.grad_accum)):
                 yield window
@@ -134,7 +136,9 @@ def make_accelerator(run: RunConfig) -> tuple[Accelerator, str]:
         index = run.train.gpuid
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[index] if index < len(devices) else str(index)
     from accelerate import Accelerator, GradScalerKwargs, InitProcessGroupKwargs, PartialState
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state()  # a second run in one process may have another precision
     wait = timedelta(hours=2)  # the other processes wait while the main one fills the caches
     precision = resolve_precision(run.train, PartialState(timeout=wait).device)
     handlers = [InitProcessGroupKwargs(timeout=wait), GradScalerKwargs(**SCALER_SETTINGS)]

@@ -46,6 +46,7 @@ def start(run: RunConfig) -> tuple[Session, Report]:
         ConfigError: the data, the model or the plugins do not fit the configuration.
     """
     accelerator, precision = make_accelerator(run)
+    notes = check_devices(run, accelerator.device)
     torch.manual_seed(run.train.seed)
     model = SdModel(run.model)
     data = prepare_data(run, model, accelerator)
@@ -56,7 +57,7 @@ def start(run: RunConfig) -> tuple[Session, Report]:
         run.train,
         accelerator.device,
     )
-    notes = check_devices(run, accelerator.device) + freeze_modules(run, unet, text_encoder)
+    notes += freeze_modules(run, unet, text_encoder)
     steps_per_epoch = -(-data.loader.steps_per_epoch // run.train.grad_accum)
     total_steps = min(run.train.max_epochs * steps_per_epoch, run.train.max_steps or 2**63)
     modules: dict[str, nn.Module] = {UNET: unet, TEXT_ENCODER: text_encoder}
@@ -142,7 +143,9 @@ def _placed(modules: dict[str, nn.Module], run: RunConfig, accelerator: Accelera
     if run.train.gradient_checkpointing:
         unet, text_encoder = modules[UNET], modules[TEXT_ENCODER]
         unet.enable_gradient_checkpointing()  # type: ignore[operator]
-        text_encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        # transformers 5 renamed it
+        enable = getattr(text_encoder, "activation_checkpointing_enable", None)
+        (enable or text_encoder.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
     return {
         name: accelerator.prepare_model(module) if name in run.components else module.to(accelerator.device)
         for name, module in modules.items()

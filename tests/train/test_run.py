@@ -1,0 +1,224 @@
+"""Whole runs of the command: what they write, what they say, and how they end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ed_train.models.atomic import MANIFEST, file_sha256
+from ed_train.registry import load_registry
+
+ADAMW = {"base": {"optimizer": "adamw", "lr": 1e-3}}
+
+
+def run_folder(tmp_path: Path) -> Path:
+    (folder,) = (tmp_path / "logs").iterdir()
+    return folder
+
+
+def test_a_run_writes_a_checkpoint_that_diffusers_opens(
+    run_cli, write_optimizer, tmp_path, micro_model, capsys
+) -> None:
+    write_optimizer({**ADAMW, "text_encoder_freezing": {"unfreeze_last_n_layers": 1}})
+    assert run_cli(save_optimizer=True) == 0
+    (checkpoint,) = (run_folder(tmp_path) / "ckpts").iterdir()
+    assert checkpoint.name == "last-myproj-ep01-gs00004"
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint)
+    images = pipeline("a cat", num_inference_steps=2, height=64, width=64, output_type="np").images
+    assert images.shape == (1, 64, 64, 3)
+    before = load_file(micro_model / "text_encoder" / "model.safetensors")
+    after = load_file(checkpoint / "text_encoder" / "model.safetensors")
+    assert before.keys() == after.keys(), "the text_model. prefix that every reader expects is there"
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert {n.split(".layers.")[1][0] for n in changed if ".layers." in n} == {"3"}
+    assert not any("embeddings" in name for name in changed)
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    assert manifest["step"] == 4
+    assert manifest["optimizers"]["unet"]["optimizer"] == "adamw"
+    for name, entry in manifest["files"].items():
+        assert file_sha256(checkpoint / name) == entry["sha256"]
+    for part, name in (("unet", "optimizer_unet.pt"), ("text_encoder", "optimizer_te.pt")):
+        state = torch.load(checkpoint / name, weights_only=True)
+        assert len(state["state"]) == len(manifest["optimizers"][part]["parameters"])
+    assert "text encoder: " in (out := capsys.readouterr().out)
+    assert f"checkpoint: {checkpoint}" in out
+
+
+def test_the_report_says_what_trains_with_what_and_where_it_came_from(run_cli, write_optimizer, capsys) -> None:
+    write_optimizer({"base": {"optimizer": "adamw", "lr": 1e-3, "d0": 1e-5}})
+    assert run_cli(max_steps=1, no_save_ckpt=True, grad_accum=2, lowvram=True) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "UNet: 0.5 M of 0.5 M parameters train",
+        "with adamw",
+        "lr 0.001  (optimizer.json:1)",
+        "betas [0.9, 0.999], epsilon 1e-08, weight_decay 0.01, amsgrad false  (default of ed-train-adamw",
+        "steps: 1 in 1 epochs, 4 pictures each (2 a batch x 2 accumulated x 1 process)",
+        "note: optimizer.json:1: base.d0 has no effect on the unet: adamw has no d0",
+        "note: --lowvram true is a dead key without effect: use gradient_checkpointing",
+        "step 1/1: loss ",
+    ):
+        assert line in out
+
+
+def test_the_8_bit_default_warns_once_on_a_cpu(run_cli, capsys) -> None:
+    assert run_cli(max_steps=1, no_save_ckpt=True) == 0
+    assert capsys.readouterr().out.count("10 to 16 times") == 1
+
+
+def test_tensorboard_has_every_scalar_and_sample_pictures(run_cli, write_optimizer, tmp_path) -> None:
+    write_optimizer({"base": {"optimizer": "adamw", "lr": 1e-3}, "text_encoder_overrides": {"optimizer": "prodigy"}})
+    prompts = tmp_path / "prompts.json"
+    settings = {"num_inference_steps": 2, "cfgs": [1, 7], "samples": [{"prompt": "a cat"}, {"random_caption": True}]}
+    prompts.write_text(json.dumps(settings))
+    assert run_cli(sample_steps=2, sample_prompts=prompts, no_save_ckpt=True) == 0
+    folder = run_folder(tmp_path)
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = events.Tags()
+    names = {"loss", "images_per_second", "memory_gb"}
+    names |= {f"{n}/{c}" for n in ("lr", "effective_lr", "grad_norm") for c in ("unet", "text_encoder")}
+    assert set(tags["scalars"]) == names
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert events.Scalars("effective_lr/text_encoder")[0].value < 1e-3
+    assert len(tags["images"]) == 4
+    pictures = {p.name.partition("-")[0] for p in (folder / "samples").iterdir()}
+    assert pictures == {"before", "step00002", "after"}
+    assert len(list((folder / "samples").iterdir())) == 3 * 5, "four pictures and a grid each time"
+
+
+def test_samples_are_drawn_from_fixed_seeds_and_leave_training_alone(run_cli, write_optimizer, tmp_path) -> None:
+    write_optimizer(ADAMW)
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    losses = []
+    for steps in (0, 1):
+        shutil.rmtree(tmp_path / "logs", ignore_errors=True)
+        assert run_cli(sample_steps=steps, sample_prompts=tmp_path / "prompts.txt", no_save_ckpt=True) == 0
+        events = EventAccumulator(str(run_folder(tmp_path))).Reload()
+        losses.append([e.value for e in events.Scalars("loss")])
+    assert losses[0] == losses[1]
+
+
+def test_checkpoints_every_n_epochs_from_an_epoch_on(run_cli, write_optimizer, tmp_path) -> None:
+    write_optimizer(ADAMW)
+    settings = {"max_epochs": 5, "batch_size": 8, "save_every_n_epochs": 1, "save_ckpts_from_n_epochs": 3}
+    assert run_cli(**settings, project_name="cats", no_prepend_last=True) == 0
+    names = sorted(p.name for p in (run_folder(tmp_path) / "ckpts").iterdir())
+    assert names == ["cats-ep03-gs00003", "cats-ep04-gs00004", "cats-ep05-gs00005"]
+
+
+def test_two_runs_of_one_name_get_folders_of_their_own(run_cli, write_optimizer, tmp_path) -> None:
+    write_optimizer(ADAMW)
+    for _ in range(2):
+        assert run_cli(max_steps=1, run_name="same", save_ckpt_dir=tmp_path / "out") == 0
+    assert sorted(p.name for p in (tmp_path / "logs").iterdir()) == ["same", "same-2"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "last-myproj-ep01-gs00001",
+        "last-myproj-ep01-gs00001-2",
+    ]
+
+
+def test_the_same_seed_gives_the_same_weights(run_cli, write_optimizer, tmp_path) -> None:
+    write_optimizer(ADAMW)
+    weights = []
+    for seed in (1, 1, 2):
+        shutil.rmtree(tmp_path / "logs", ignore_errors=True)
+        assert run_cli(seed=seed, flip_p=0.5, cond_dropout=0.5, shuffle_tags=True, crops_per_image=2) == 0
+        (checkpoint,) = (run_folder(tmp_path) / "ckpts").iterdir()
+        weights.append(load_file(checkpoint / "unet" / "diffusion_pytorch_model.safetensors"))
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+    assert not all(torch.equal(weights[0][n], weights[2][n]) for n in weights[0])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"gradient_checkpointing": True, "clip_skip": 1},
+        {"loss_type": "mse_huber", "min_snr_gamma": 5, "zero_frequency_noise_ratio": 0.02},
+        {"enable_zero_terminal_snr": True, "pyramid_noise_discount": 0.8, "embedding_perturbation": 1},
+        {"mixed_precision": "bf16", "disable_amp": None, "grad_accum": 3, "clip_grad_norm": 1},
+        {"disable_textenc_training": True, "train_sampler": "ddim"},
+        {"write_schedule": True},
+    ],
+    ids=lambda more: "-".join(more),
+)
+def test_settings_train(run_cli, write_optimizer, tmp_path, more) -> None:
+    write_optimizer(ADAMW)
+    assert run_cli(**{"max_steps": 2, "no_save_ckpt": True, **more}) == 0
+    events = EventAccumulator(str(run_folder(tmp_path))).Reload()
+    assert all(0 < e.value < 100 for e in events.Scalars("loss"))
+    if "write_schedule" in more:
+        batches = [json.loads(line) for line in (run_folder(tmp_path) / "schedule.jsonl").read_text().splitlines()]
+        assert [len(batch["samples"]) for batch in batches] == [2, 2, 2, 2]
+        assert len({sample["image"] for batch in batches for sample in batch["samples"]}) == 8
+
+
+def test_v_prediction_model(run_cli, write_optimizer, tmp_path, capsys) -> None:
+    from make_tiny_sd import make_tiny_sd
+
+    make_tiny_sd("micro", tmp_path / "sd2", sd2=True, v_prediction=True)
+    write_optimizer(ADAMW)
+    assert run_cli(resume_ckpt=tmp_path / "sd2", max_steps=2) == 0
+    assert "(v-prediction)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [o.spec.name for o in load_registry() if "cuda" not in o.spec.devices])
+def test_every_optimizer_trains_and_saves(run_cli, write_optimizer, tmp_path, name) -> None:
+    write_optimizer({"base": {"optimizer": name}})
+    assert run_cli(max_steps=2, save_optimizer=True) == 0
+    (checkpoint,) = (run_folder(tmp_path) / "ckpts").iterdir()
+    state = torch.load(checkpoint / "optimizer_unet.pt", weights_only=True)
+    assert state["param_groups"]
+
+
+def test_no_pictures_end_in_one_line_and_status_2(run_cli, tmp_path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run_cli(data_root=tmp_path / "empty") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert str(tmp_path / "empty") in error
+    assert not (tmp_path / "logs" / "ckpts").exists()
+
+
+def test_a_bad_picture_is_named_and_skipped_and_the_rest_trains(
+    run_cli, write_optimizer, photos, tmp_path, capsys
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "broken.jpg").write_bytes((next(photos.glob("*.jpg"))).read_bytes()[:2000])
+    (folder / "text.png").write_text("not a picture")
+    write_optimizer(ADAMW)
+    assert run_cli(data_root=folder, max_steps=1, no_save_ckpt=True) == 0
+    out = capsys.readouterr().out
+    assert "data: " in out
+    assert "8 pictures" in out
+    assert "warning: picture not used: " in out
+    assert "broken.jpg" in out
+    assert "text.png" in out
+    assert "2 pictures were not used" in out
+
+
+def test_a_model_that_is_not_sd_ends_in_one_line_and_status_2(run_cli, micro_model, tmp_path, capsys) -> None:
+    shutil.copytree(micro_model, tmp_path / "sdxl")
+    index = tmp_path / "sdxl" / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "StableDiffusionXLPipeline"))
+    assert run_cli(resume_ckpt=tmp_path / "sdxl") == 2
+    assert "--resume_ckpt" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(run_cli, write_optimizer, monkeypatch, capsys) -> None:
+    from ed_train.train import train
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "after_step", interrupt)
+    write_optimizer(ADAMW)
+    assert run_cli() == 130
+    assert "interrupted" in capsys.readouterr().err
