@@ -1,0 +1,158 @@
+"""AdamW and Lion with 8-bit state from bitsandbytes, resident or paged to the CPU's memory."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from ed_train import Bounds, Fraction, Help, NonNegative, OptimizerSpec, hookimpl
+from ed_train.specs import Params
+
+if TYPE_CHECKING:
+    import torch
+
+SLOW_ON_CPU = (
+    "bitsandbytes' 8-bit optimizers are made for GPUs: on a CPU a step takes 10 to 16 times as long as adamw's"
+)
+PAPER_8BIT = "https://arxiv.org/abs/2110.02861"
+
+Min8bitSize = Annotated[int, Bounds(ge=0), Help("tensors with fewer elements keep their state in 32 bits")]
+
+
+# bitsandbytes' `amsgrad` and `optim_bits` are left out: its 8-bit classes raise on any value but the default.
+@dataclass(frozen=True)
+class AdamW8bitConfig:
+    """Options of `bitsandbytes.optim.AdamW8bit` and `PagedAdamW8bit`."""
+
+    lr: Annotated[NonNegative, Help("learning rate")] = 1e-6
+    betas: Annotated[
+        tuple[Fraction, Fraction], Help("decay rates of the running averages of the gradient and of its square")
+    ] = (0.9, 0.999)
+    epsilon: Annotated[NonNegative, Help("added to the denominator, against division by zero")] = 1e-8
+    weight_decay: Annotated[
+        NonNegative, Help("decoupled weight decay: each step multiplies the weights by 1 - lr x weight_decay")
+    ] = 0.01
+    min_8bit_size: Min8bitSize = 4096
+
+
+@dataclass(frozen=True)
+class Lion8bitConfig:
+    """Options of `bitsandbytes.optim.Lion8bit` and `PagedLion8bit`."""
+
+    lr: Annotated[NonNegative, Help("learning rate; about a tenth of AdamW's")] = 1e-7
+    betas: Annotated[
+        tuple[Fraction, Fraction], Help("share of the momentum in the update, and decay rate of the momentum")
+    ] = (0.9, 0.99)
+    weight_decay: Annotated[
+        NonNegative, Help("each step multiplies the weights by 1 - lr x weight_decay; about ten times AdamW's")
+    ] = 0.1
+    min_8bit_size: Min8bitSize = 4096
+
+
+def build_adamw8bit(params: Params, config: AdamW8bitConfig) -> torch.optim.Optimizer:
+    """Build a `bitsandbytes.optim.AdamW8bit`."""
+    return _adamw(_bitsandbytes().optim.AdamW8bit, params, config)
+
+
+def build_paged_adamw8bit(params: Params, config: AdamW8bitConfig) -> torch.optim.Optimizer:
+    """Build a `bitsandbytes.optim.PagedAdamW8bit`."""
+    return _adamw(_bitsandbytes().optim.PagedAdamW8bit, params, config)
+
+
+def build_lion8bit(params: Params, config: Lion8bitConfig) -> torch.optim.Optimizer:
+    """Build a `bitsandbytes.optim.Lion8bit`."""
+    return _lion(_bitsandbytes().optim.Lion8bit, params, config)
+
+
+def build_paged_lion8bit(params: Params, config: Lion8bitConfig) -> torch.optim.Optimizer:
+    """Build a `bitsandbytes.optim.PagedLion8bit`."""
+    return _lion(_bitsandbytes().optim.PagedLion8bit, params, config)
+
+
+# Only keyword arguments below: the positions differ between the versions of bitsandbytes.
+def _adamw(optimizer_class: Any, params: Params, config: AdamW8bitConfig) -> torch.optim.Optimizer:
+    optimizer: torch.optim.Optimizer = optimizer_class(
+        params,
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        min_8bit_size=config.min_8bit_size,
+    )
+    return optimizer
+
+
+def _lion(optimizer_class: Any, params: Params, config: Lion8bitConfig) -> torch.optim.Optimizer:
+    optimizer: torch.optim.Optimizer = optimizer_class(
+        params,
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        min_8bit_size=config.min_8bit_size,
+    )
+    return optimizer
+
+
+def _bitsandbytes() -> Any:
+    """Import bitsandbytes without its warning about a 4-bit kernel for inference, which no optimizer uses."""
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    log.addFilter(_is_about_optimizers)
+    try:
+        import bitsandbytes
+    finally:
+        log.removeFilter(_is_about_optimizers)
+    return bitsandbytes
+
+
+def _is_about_optimizers(record: logging.LogRecord) -> bool:
+    return "gemm_4bit_forward" not in record.getMessage()
+
+
+@hookimpl
+def ed_register_optimizers() -> list[OptimizerSpec]:
+    """Offer the 8-bit optimizers; none can be sharded, since bitsandbytes' kernels refuse torch's DTensor."""
+    return [
+        OptimizerSpec(
+            name="adamw8bit",
+            summary="AdamW with 8-bit state: a quarter of its memory",
+            config_type=AdamW8bitConfig,
+            build=build_adamw8bit,
+            library="bitsandbytes",
+            paper=PAPER_8BIT,
+            slow_on={"cpu": SLOW_ON_CPU},
+            shardable=False,
+        ),
+        OptimizerSpec(
+            name="paged_adamw8bit",
+            summary="AdamW with 8-bit state that moves to the CPU's memory when the GPU's is full",
+            config_type=AdamW8bitConfig,
+            build=build_paged_adamw8bit,
+            library="bitsandbytes",
+            paper="https://arxiv.org/abs/2305.14314",
+            devices=("cuda",),
+            shardable=False,
+        ),
+        OptimizerSpec(
+            name="lion8bit",
+            summary="Lion with 8-bit state: an eighth of AdamW's memory",
+            config_type=Lion8bitConfig,
+            build=build_lion8bit,
+            library="bitsandbytes",
+            paper="https://arxiv.org/abs/2302.06675",
+            slow_on={"cpu": SLOW_ON_CPU},
+            shardable=False,
+            recommended={"lr": 1e-7, "weight_decay": 0.1},
+        ),
+        OptimizerSpec(
+            name="paged_lion8bit",
+            summary="Lion with 8-bit state that moves to the CPU's memory when the GPU's is full",
+            config_type=Lion8bitConfig,
+            build=build_paged_lion8bit,
+            library="bitsandbytes",
+            paper="https://arxiv.org/abs/2302.06675",
+            devices=("cuda",),
+            shardable=False,
+            recommended={"lr": 1e-7, "weight_decay": 0.1},
+        ),
+    ]

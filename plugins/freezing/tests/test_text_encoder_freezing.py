@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from ed_train.config.validate import validated
+from ed_train_freezing import ed_register_freeze_policies
+from ed_train_freezing.text_encoder import TextEncoderFreezing, freeze_text_encoder
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+LAYERS = 3
+
+
+class TextModelLevel(torch.nn.Module):
+    """The layout of CLIPTextModel before transformers 5.6: everything is one level down, in `text_model`."""
+
+    def __init__(self, text_model: torch.nn.Module) -> None:
+        super().__init__()
+        self.text_model = text_model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.text_model(input_ids=input_ids).last_hidden_state
+
+
+def make(layout: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=LAYERS, num_attention_heads=2,
+        max_position_embeddings=8, projection_dim=8, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    if layout == "plain":
+        return CLIPTextModel(config)
+    projected = CLIPTextModelWithProjection(config)
+    return projected if layout == "projection" else TextModelLevel(projected.text_model)
+
+
+LAYOUTS = ["plain", "projection", "text_model"]
+
+
+def freeze(module: torch.nn.Module, **options) -> set[str]:
+    """Apply the policy; returns the frozen names without the `text_model.` level."""
+    return {name.removeprefix("text_model.") for name in freeze_text_encoder(module, TextEncoderFreezing(**options))}
+
+
+def frozen_parts(frozen: set[str]) -> set[str]:
+    """The layers' numbers and the other parts, e.g. {"0", "1", "embeddings"}."""
+    return {name.split(".")[2] if name.startswith("encoder.layers.") else name.split(".")[0] for name in frozen}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({}, set()),
+        ({"unfreeze_last_n_layers": None, "freeze_front_n_layers": None}, set()),
+        ({"unfreeze_last_n_layers": 2}, {"0", "embeddings"}),
+        ({"unfreeze_final_n_layers": 1}, {"0", "1", "embeddings"}),
+        ({"unfreeze_last_n_layers": 2, "unfreeze_final_n_layers": 2}, {"0", "embeddings"}),
+        ({"unfreeze_last_n_layers": None, "unfreeze_final_n_layers": 2}, {"0", "embeddings"}),
+        ({"unfreeze_last_n_layers": 0}, {"0", "1", "2", "embeddings"}),
+        ({"unfreeze_last_n_layers": 3}, set()),
+        ({"unfreeze_last_n_layers": 99}, set()),
+        ({"unfreeze_last_n_layers": 2, "freeze_embeddings": False}, {"0"}),
+        ({"unfreeze_last_n_layers": 2, "freeze_final_layer_norm": True}, {"0", "embeddings", "final_layer_norm"}),
+        ({"unfreeze_last_n_layers": 0, "freeze_embeddings": False}, {"0", "1", "2"}),
+        ({"freeze_embeddings": True}, {"embeddings"}),
+        ({"freeze_final_layer_norm": True}, {"final_layer_norm"}),
+        ({"freeze_final_layer_norm": False, "unfreeze_last_n_layers": 2}, {"0", "embeddings"}),
+    ],
+)
+def test_what_is_frozen(layout, options, parts):
+    module = make(layout)
+    frozen = freeze(module, **options)
+    assert frozen_parts(frozen) == parts
+    trains = {n.removeprefix("text_model.") for n, p in module.named_parameters() if p.requires_grad}
+    everything = {n.removeprefix("text_model.") for n, _ in module.named_parameters()}
+    assert (trains | frozen, trains & frozen) == (everything, set())
+
+
+@pytest.mark.filterwarnings("ignore:freeze_front_n_layers")
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"freeze_front_n_layers": 1}, {"0", "embeddings"}),
+        ({"freeze_front_n_layers": -2}, {"0", "embeddings"}),
+        ({"freeze_front_n_layers": -1}, {"0", "1", "embeddings"}),
+        ({"freeze_front_n_layers": 0}, set()),
+        ({"freeze_front_n_layers": 99}, {"0", "1", "2", "embeddings"}),
+        ({"freeze_front_n_layers": -4}, set()),
+        ({"freeze_front_n_layers": -99}, set()),
+        ({"freeze_front_n_layers": 1, "freeze_embeddings": False}, {"0"}),
+        # null never wins over a value: the original froze nothing here
+        ({"freeze_front_n_layers": -2, "unfreeze_last_n_layers": None}, {"0", "embeddings"}),
+        ({"freeze_front_n_layers": None, "unfreeze_last_n_layers": 2}, {"0", "embeddings"}),
+        # both, in agreement
+        ({"freeze_front_n_layers": -2, "unfreeze_last_n_layers": 2}, {"0", "embeddings"}),
+        ({"freeze_front_n_layers": 1, "unfreeze_final_n_layers": 2}, {"0", "embeddings"}),
+        ({"freeze_front_n_layers": 0, "unfreeze_last_n_layers": 12}, set()),
+    ],
+)
+def test_legacy_key(options, parts):
+    assert frozen_parts(freeze(make("plain"), **options)) == parts
+
+
+@pytest.mark.parametrize(("value", "instead"), [(-2, "2"), (1, "the number of layers - 1")])
+def test_legacy_key_gives_one_deprecation_line(value, instead):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        TextEncoderFreezing(freeze_front_n_layers=value)
+    expected = f"freeze_front_n_layers={value} is deprecated; write unfreeze_last_n_layers={instead}"
+    assert [(w.category, str(w.message)) for w in caught] == [(DeprecationWarning, expected)]
+
+
+def test_other_keys_give_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TextEncoderFreezing(unfreeze_last_n_layers=2, freeze_embeddings=False)
+
+
+@pytest.mark.filterwarnings("ignore:freeze_front_n_layers")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"unfreeze_last_n_layers": 2, "unfreeze_final_n_layers": 3},
+        {"unfreeze_last_n_layers": 0, "unfreeze_final_n_layers": 1},
+        {"unfreeze_last_n_layers": 2, "freeze_front_n_layers": -3},
+        {"unfreeze_final_n_layers": 0, "freeze_front_n_layers": -3},
+    ],
+)
+def test_contradictions_are_found_without_the_model(options):
+    with pytest.raises(ValueError, match="contradict"):
+        TextEncoderFreezing(**options)
+
+
+@pytest.mark.filterwarnings("ignore:freeze_front_n_layers")
+@pytest.mark.parametrize("front", [0, 2, 3])
+def test_contradictions_that_depend_on_the_number_of_layers(front):
+    module, config = make("plain"), TextEncoderFreezing(freeze_front_n_layers=front, unfreeze_last_n_layers=2)
+    with pytest.raises(ValueError, match=f"freezes {front} of the 3 layers, unfreeze_last_n_layers=2 freezes 1"):
+        freeze_text_encoder(module, config)
+    assert all(p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("unfreeze_last_n_layers", -1), ("unfreeze_last_n_layers", True), ("unfreeze_last_n_layers", "2"),
+        ("unfreeze_final_n_layers", 1.5), ("freeze_front_n_layers", "all"), ("freeze_embeddings", 1),
+        ("freeze_final_layer_norm", "true"), ("unfreeze_last_layers", 2),
+    ],
+)  # fmt: skip
+def test_bad_value_is_refused_by_name(option, value):
+    config, problems, _ = validated(TextEncoderFreezing, {option: value})
+    assert config is None
+    assert [problem.key for problem in problems] == [option]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_frozen_parameters_stay_bit_identical_and_get_no_gradient(layout):
+    module = make(layout)
+    frozen = freeze_text_encoder(module, TextEncoderFreezing(unfreeze_last_n_layers=1))
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.01, weight_decay=0.5)
+    input_ids = torch.arange(8).reshape(1, 8)
+    for _ in range(3):
+        optimizer.zero_grad()
+        outputs = module(input_ids)
+        hidden = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+        hidden.square().mean().backward()
+        optimizer.step()
+    after = dict(module.named_parameters())
+    assert frozen
+    for name in frozen:
+        assert torch.equal(before[name], after[name]), name
+        assert after[name].grad is None
+        assert after[name] not in optimizer.state
+    moved = [name for name in after if not torch.equal(before[name], after[name])]
+    assert any("encoder.layers.2." in name for name in moved)
+    assert any("final_layer_norm" in name for name in moved)
+
+
+def test_never_unfreezes():
+    module = make("plain")
+    module.requires_grad_(False)
+    freeze_text_encoder(module, TextEncoderFreezing(unfreeze_last_n_layers=2))
+    assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_another_kind_of_module_is_refused():
+    with pytest.raises(ValueError, match="cannot freeze a Linear"):
+        freeze_text_encoder(torch.nn.Linear(2, 2), TextEncoderFreezing(unfreeze_last_n_layers=2))
+
+
+def test_policy():
+    policies = {policy.section: policy for policy in ed_register_freeze_policies()}
+    assert policies["text_encoder_freezing"].component == "text_encoder"
+
+
+def test_importing_the_plugin_imports_no_torch():
+    code = "import sys, ed_train_freezing; print({'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
