@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from ed_train.config.load import load_config
 from ed_train.config.run import RunConfig
 from ed_train.errors import ConfigError

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from ed_train.config.checks import output_problem
 from ed_train.config.jsontext import read_json_object
 from ed_train.errors import ConfigError

@@ -82,6 +82,11 @@ def test_dadapt_sgd_starts_its_warmup_above_zero_and_says_so() -> None:
     assert "dadapt_sgd cannot step at lr 0" in " ".join(schedule_notes(config, 100))
 
 
+def test_dadapt_sgd_survives_the_end_of_a_decay() -> None:
+    config = unet_config(optimizer="dadapt_sgd", lr_scheduler="linear", lr_decay_steps=4, lr_warmup_steps=0)
+    assert lrs(config, 6, 6) == pytest.approx([1.0, 0.75, 0.5, 0.25, 1e-6, 1e-6])
+
+
 def test_polynomial_with_lions_small_lr() -> None:
     seen = lrs(unet_config(optimizer="lion", lr=1e-7, lr_scheduler="polynomial", lr_warmup_steps=0), 10, 10)
     assert seen[0] == 1e-7

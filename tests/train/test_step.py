@@ -130,7 +130,7 @@ def test_many_skipped_steps_in_a_row_end_the_run_with_a_reason(make_session, wri
     session = make_session()
     session.components[0].parameters[0].register_hook(lambda grad: grad * float("nan"))
     (batch,) = first_batches(session, 1)
-    with pytest.raises(EdTrainError, match=r"at step 3: gradients of unet .* 3 steps in a row; lower the lr.*\.jpg"):
+    with pytest.raises(EdTrainError, match=r"at step 3: .* 3 steps in a row; lower the lr.*\.jpg"):  # noqa: PT012
         for _ in range(5):
             train_module.after_step(session, train_step(session, [batch]), 0)
     assert session.skipped == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -76,12 +76,17 @@ def build_optimizer(registered: RegisteredOptimizer, params: Sequence[Any], conf
 def _materialized(params: Iterable[Any]) -> list[Any]:
     """The same parameters or groups, where generators have become lists that can be read again."""
     return [
-        {**p, "params": list(p["params"])} if isinstance(p, dict) and isinstance(p["params"], Iterable) else p
+        {**p, "params": list(p["params"])} if isinstance(p, dict) and isinstance(p["params"], Iterator) else p
         for p in params
     ]
 
 
 def _tensors(params: Sequence[Any]) -> list[Any]:
     """The bare parameters of any of the three forms that torch accepts."""
-    members = [p for item in params for p in (item["params"] if isinstance(item, dict) else [item])]
+    import torch
+
+    members: list[Any] = []
+    for item in params:
+        inside = item["params"] if isinstance(item, dict) else item
+        members += [inside] if isinstance(inside, torch.Tensor | tuple) else inside
     return [p[1] if isinstance(p, tuple) else p for p in members]

@@ -7,18 +7,18 @@ for its optimizer.
 
 from __future__ import annotations
 
-import re
+import contextlib
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
 import pluggy
-from importlib_metadata import EntryPoint, entry_points
 
 from ed_train import hookspecs
+from ed_train.entry_points import EntryPoint, find_entry_points, normalized
 from ed_train.errors import ConfigError, PluginError
 from ed_train.first_party import DISTRIBUTION_OF_OPTIMIZER
 from ed_train.specs import FreezePolicy, OptimizerSpec
@@ -78,6 +78,7 @@ class OptimizerRegistry:
             ConfigError: nobody offers it (the message says what to install or suggests a name), or several do.
         """
         distribution, _, short = name.strip().lower().rpartition(":")
+        distribution = normalized(distribution)
         found = [o for o in self.optimizers if o.spec.name == short and distribution in ("", o.distribution)]
         if len(found) == 1:
             return found[0]
@@ -88,15 +89,22 @@ class OptimizerRegistry:
         for plugin in self.broken:
             if plugin.distribution == owner:
                 return f"{name!r} is in {owner} {plugin.version}, which is installed but broken: {plugin.error}"
-        message = f"no installed optimizer is called {name!r}"
-        if DISTRIBUTION_OF_OPTIMIZER.get(short) == owner != "":
+        if owner == DISTRIBUTION_OF_OPTIMIZER.get(short):
             message = f"{name!r} needs the distribution {owner}, which is not installed: pip install {owner}"
-        elif close := get_close_matches(short, {*self.names, *DISTRIBUTION_OF_OPTIMIZER}, n=1):
-            message += f"; did you mean {close[0]!r}?"
+            if owner in {o.distribution for o in self.optimizers}:
+                message = f"{name!r} needs a newer {owner}: pip install --upgrade {owner}"
+        else:
+            message = f"no installed optimizer is called {name!r}" + self._suggestion(short)
         message += f" (installed: {', '.join(self.names) or 'none'})"
         if self.broken:
             message += f" (broken: {'; '.join(f'{p.distribution}: {p.error}' for p in self.broken)})"
         return message
+
+    def _suggestion(self, name: str) -> str:
+        from difflib import get_close_matches  # here, since listing must stay instant
+
+        close = get_close_matches(name, {*self.names, *DISTRIBUTION_OF_OPTIMIZER}, n=1)
+        return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _ambiguous(name: str, found: list[RegisteredOptimizer]) -> str:
@@ -109,29 +117,23 @@ def load_registry() -> OptimizerRegistry:
     optimizers: list[RegisteredOptimizer] = []
     policies: list[RegisteredFreezePolicy] = []
     broken: list[BrokenPlugin] = []
-    for entry in sorted(entry_points(group=hookspecs.PROJECT), key=lambda e: (_distribution(e), e.name)):
-        distribution, version = _distribution(entry)
+    for entry in find_entry_points(hookspecs.PROJECT):
+        origin = entry.distribution, entry.version
         try:
-            with warnings.catch_warnings():
+            # What a plugin prints must not get into the output of --json.
+            with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
                 warnings.simplefilter("ignore")
                 specs, freezing = _read_plugin(entry)
         except (Exception, SystemExit) as error:
-            broken.append(BrokenPlugin(entry.name, distribution, version, _one_line(error)))
+            broken.append(BrokenPlugin(entry.name, *origin, _one_line(error)))
         else:
-            optimizers += [RegisteredOptimizer(spec, distribution, version) for spec in specs]
-            policies += [RegisteredFreezePolicy(policy, distribution, version) for policy in freezing]
+            optimizers += [RegisteredOptimizer(spec, *origin) for spec in specs]
+            policies += [RegisteredFreezePolicy(policy, *origin) for policy in freezing]
     return OptimizerRegistry(
         tuple(sorted(optimizers, key=lambda o: (o.spec.name, o.distribution))),
         tuple(sorted(policies, key=lambda p: (p.policy.section, p.distribution))),
         tuple(broken),
     )
-
-
-def _distribution(entry: EntryPoint) -> tuple[str, str]:
-    """Name and version, read by hand: importlib_metadata's own properties import the email package, 15 ms."""
-    header = (entry.dist and (entry.dist.read_text("METADATA") or entry.dist.read_text("PKG-INFO"))) or ""
-    fields = dict(re.findall(r"^(Name|Version): *(\S+)", header, re.MULTILINE))
-    return fields.get("Name", "unknown").lower().replace("_", "-"), fields.get("Version", "unknown")
 
 
 def _read_plugin(entry: EntryPoint) -> tuple[list[OptimizerSpec], list[FreezePolicy]]:
@@ -142,22 +144,33 @@ def _read_plugin(entry: EntryPoint) -> tuple[list[OptimizerSpec], list[FreezePol
     manager.check_pending()
     if not manager.get_hookcallers(plugin):
         raise PluginError(f"{_describe(plugin)} implements no hook; is @hookimpl missing?")
-    specs = _flatten(manager.hook.ed_register_optimizers(), OptimizerSpec, "ed_register_optimizers")
-    freezing = _flatten(manager.hook.ed_register_freeze_policies(), FreezePolicy, "ed_register_freeze_policies")
+    specs = _results(manager.hook.ed_register_optimizers, OptimizerSpec)
+    freezing = _results(manager.hook.ed_register_freeze_policies, FreezePolicy)
+    _check_unique([spec.name for spec in specs])
+    _check_unique([policy.section for policy in freezing])
     return specs, freezing
 
 
-def _flatten(results: list[Any], kind: type[Any], hook: str) -> list[Any]:
-    """One list of specs out of what a hook returned, with every member checked."""
+def _results(hook: pluggy.HookCaller, kind: type[Any]) -> list[Any]:
+    """One list of specs out of what a plugin's hook returned, with every member checked."""
+    results = hook()
+    if hook.get_hookimpls() and not results:  # pluggy leaves None out
+        raise PluginError(f"{hook.name} returned None; expected an iterable of {kind.__name__}")
     flat: list[Any] = []
     for result in results:
         if isinstance(result, kind) or not isinstance(result, Iterable):
-            raise PluginError(f"{hook} returned {result!r}; expected an iterable of {kind.__name__}")
+            raise PluginError(f"{hook.name} returned {result!r}; expected an iterable of {kind.__name__}")
         flat += result
     for member in flat:
         if not isinstance(member, kind):
-            raise PluginError(f"{hook} returned {member!r} among its results; expected {kind.__name__}")
+            raise PluginError(f"{hook.name} returned {member!r} among its results; expected {kind.__name__}")
     return flat
+
+
+def _check_unique(names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise PluginError(f"{name!r} is offered twice by one plugin")
 
 
 def _describe(plugin: object) -> str:

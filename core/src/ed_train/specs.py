@@ -89,7 +89,8 @@ class OptimizerSpec:
             sampling and saving.
         devices: device types that it runs on, e.g. ``("cuda",)``; empty for all.
         slow_on: device type to one sentence that warns a user who trains there.
-        lr_may_start_at_zero: False if the first step fails at a learning rate of 0, as under a warmup from 0.
+        lr_may_be_zero: False if a step fails at a learning rate of 0, as at the start of a warmup or the end of a
+            decay; the core then keeps schedules above it.
         shardable: whether its parameters may be sharded over processes (FSDP), where tensors are no longer whole.
         recommended: option values that the authors recommend where they differ from the defaults.
     """
@@ -105,7 +106,7 @@ class OptimizerSpec:
     schedule_free: bool = False
     devices: tuple[str, ...] = ()
     slow_on: Mapping[str, str] = field(default_factory=dict)
-    lr_may_start_at_zero: bool = True
+    lr_may_be_zero: bool = True
     shardable: bool = True
     recommended: Mapping[str, Any] = field(default_factory=dict)
 

@@ -54,14 +54,15 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     commands.add_argument("--config", metavar="FILE", help="train.json: the settings of the run")
     commands.add_argument("--list-optimizers", action="store_true", help="show the installed optimizers and exit")
     commands.add_argument("--json", action="store_true", help="with --list-optimizers: as JSON")
-    if "--list-optimizers" not in argv:  # which must stay instant
-        _add_train_keys(parser)
+    _add_train_keys(parser)
     known = {flag for action in parser._actions for flag in action.option_strings}
     arguments, unknown = parser.parse_known_args([_spelled_as_known(a, known) for a in argv])
     if unknown:
         raise ConfigError([Problem(a.partition("=")[0], "", _unknown(a.partition("=")[0], known)) for a in unknown])
     values = vars(arguments)
     own = {f.name: values.pop(f.name, None) for f in fields(Arguments) if f.name != "flags"}
+    if own["json"] and not own["list_optimizers"]:
+        raise ConfigError([Problem("--json", "", "goes with --list-optimizers only")])
     return Arguments(own["config"], bool(own["list_optimizers"]), bool(own["json"]), values)
 
 
@@ -91,6 +92,8 @@ def _spelled_as_known(argument: str, known: set[str]) -> str:
 
 
 def _unknown(flag: str, known: set[str]) -> str:
+    if not flag.startswith("-"):
+        return f"not a flag; did you mean --config {flag}?" if flag.endswith(".json") else "not a flag"
     close = get_close_matches(flag.replace("-", "_"), {k.replace("-", "_") for k in known}, n=1)
     spelling = next((k for k in known if close and k.replace("-", "_") == close[0]), None)
     return f"unknown flag; did you mean {spelling}?" if spelling else "unknown flag; see ed-train --help"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from ed_train.registry import load_registry
 
 
@@ -11,6 +9,8 @@ def list_optimizers(*, as_json: bool) -> None:
     """Print every installed optimizer and every plugin that is broken."""
     registry = load_registry()
     if as_json:
+        import json  # here, since listing must stay instant
+
         rows = [
             {"name": o.spec.name, "summary": o.spec.summary, "distribution": o.distribution, "version": o.version}
             for o in registry

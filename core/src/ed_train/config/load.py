@@ -21,6 +21,9 @@ from ed_train.errors import ConfigError, Problem
 from ed_train.models.reference import ModelReference, check_model
 from ed_train.registry import OptimizerRegistry
 
+INPUTS = ("data_root", "model_config", "optimizer_config", "resume_ckpt", "sample_prompts")
+"""Keys whose values are paths of inputs."""
+
 
 def load_config(flags: Mapping[str, str], registry: OptimizerRegistry, config_file: Path | None = None) -> RunConfig:
     """Resolve a run.
@@ -94,6 +97,8 @@ def _given_values(flags: Mapping[str, str], document: Document | None) -> dict[s
     annotations = annotations_of(TrainConfig)
     for key, text in flags.items():
         value = _flag_value(text, annotations[key])
+        if key in INPUTS and os.path.exists(text):
+            value = os.path.abspath(text)  # what is named on the command line is looked up from where it is typed
         if value is not None:
             given[key] = Given(value, f"--{key}", "")
         else:
@@ -103,11 +108,12 @@ def _given_values(flags: Mapping[str, str], document: Document | None) -> dict[s
 
 def _flag_value(text: str, annotation: Any) -> Any:
     """A flag's text as the JSON value that it means; texts for keys that are texts."""
+    leaves = leaf_types(annotation)
     if text.lower() in ("null", "none"):
         return None
-    if text.lower() in ("true", "false"):
+    if leaves & {bool, Any} and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if leaf_types(annotation) & {int, float, Any}:
+    if leaves & {int, float, Any}:
         for convert in (int, float):
             try:
                 return convert(text)

@@ -116,7 +116,8 @@ class OptimizerFileResolver:
         te_optimizer = unet_optimizer if te_name is unet_name else self._optimizer(te_name)
         components: dict[str, ComponentConfig] = {}
         if unet_optimizer and te_optimizer:
-            self._check_keys(base, UNET, unet_optimizer, used=not self.train.disable_unet_training)
+            first = (TEXT_ENCODER, te_optimizer) if self.train.disable_unet_training else (UNET, unet_optimizer)
+            self._check_keys(base, *first)
             self._check_keys(overrides, TEXT_ENCODER, te_optimizer, used=not self.train.disable_textenc_training)
             if not self.train.disable_unet_training:
                 lr = self.overrides.get("lr")
@@ -200,7 +201,9 @@ class OptimizerFileResolver:
             self.problems.append(Problem(given.where, given.key, message))
             return None
 
-    def _check_keys(self, section: dict[str, Given], component: str, chosen: RegisteredOptimizer, used: bool) -> None:
+    def _check_keys(
+        self, section: dict[str, Given], component: str, chosen: RegisteredOptimizer, used: bool = True
+    ) -> None:
         """Unknown keys are problems; keys that only other optimizers have get a line each and are taken out of use."""
         options = option_names(chosen.spec.config_type)
         for key, given in section.items():

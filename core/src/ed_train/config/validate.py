@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-from ed_train.config.describe import annotations_of, default_of, expected, show_with_type
-from ed_train.errors import Problem
+from ed_train.config.describe import annotations_of, expected, show_with_type
+from ed_train.errors import PluginError, Problem
 from ed_train.specs import Bounds
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from pydantic import TypeAdapter
 
 Where = Callable[[str], str]
 """Maps a key to the file and line, or the flag, that it came from."""
@@ -29,17 +29,19 @@ def validated(
     Returns:
         The config, or None if there are problems; the problems, one per key; the warnings that the config's own
         checks raised with `warnings.warn`.
+
+    Raises:
+        PluginError: the options have types that cannot be checked.
     """
     from pydantic import ValidationError
 
     values = {key: _tuples(value) for key, value in values.items()}
     try:
-        checked = _model_of(config_type)(**values)
+        given = _checker(config_type).validate_python(values)
     except ValidationError as error:
         names = dict.fromkeys(str(e["loc"][0]) for e in error.errors(include_url=False, include_input=False))
         problems = [_problem(config_type, name, values, key_prefix, where) for name in names]
         return None, problems, []
-    given = {name: getattr(checked, name) for name in values}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -56,15 +58,24 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     return "unknown key" + (f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}")
 
 
-def _model_of(config_type: type[Any]) -> type[BaseModel]:
-    from pydantic import ConfigDict, create_model
+def _checker(config_type: type[Any]) -> TypeAdapter[dict[str, Any]]:
+    """A check of a dictionary of options; of a dictionary, since a pydantic model has names that no field may have.
 
-    strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-    fields: dict[str, Any] = {
-        name: (_for_pydantic(annotation), default_of(config_type, name))
-        for name, annotation in annotations_of(config_type).items()
-    }
-    return create_model(config_type.__name__, __config__=strict, **fields)
+    Raises:
+        PluginError: the options have types that cannot be checked.
+    """
+    from pydantic import ConfigDict, TypeAdapter
+    from typing_extensions import TypedDict  # typing's own does for pydantic from Python 3.12 on
+
+    try:
+        options = {name: _for_pydantic(annotation) for name, annotation in annotations_of(config_type).items()}
+        make: Any = TypedDict  # whose members type checkers want to read in the source
+        typed_dict = make(config_type.__name__, options, total=False)
+        typed_dict.__pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+        return TypeAdapter(typed_dict)
+    except Exception as error:
+        name = f"{config_type.__module__}.{config_type.__qualname__}"
+        raise PluginError(f"the types of the options of {name} cannot be checked: {error}") from error
 
 
 def _for_pydantic(annotation: Any) -> Any:

@@ -40,7 +40,7 @@ def bucket_sizes(resolution: int) -> tuple[Size, ...]:
 def nearest_bucket(width: int, height: int, sizes: tuple[Size, ...]) -> Size:
     """Return the size whose aspect ratio is nearest to that of the image, the larger one if two are equally near."""
     aspect = math.log(width / height)
-    return min(sizes, key=lambda size: (round(abs(math.log(size[0] / size[1]) - aspect), 9), -size[0] * size[1], size))
+    return min(sizes, key=lambda size: (abs(math.log(size[0] / size[1]) - aspect), -size[0] * size[1], size))
 
 
 def assign_buckets(items: Iterable[ImageItem], resolution: int) -> tuple[list[Size], list[str]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ed_train.data.buckets import Size
 from ed_train.data.encode import LatentCache
+from ed_train.data.files import shown
 from ed_train.data.plan import BatchPlan, plan_epoch, steps_per_epoch
 from ed_train.data.scan import ImageItem
 from ed_train.data.tokens import TokenCache
@@ -87,7 +88,7 @@ class BatchLoader:
     def described(self, epoch: int) -> Iterator[dict[str, Any]]:
         """The plan of an epoch with the names of the pictures, a JSON object for each batch."""
         for number, batch in enumerate(self.plan(epoch)):
-            samples = [{"image": str(self._items[s.item].path), **asdict(s)} for s in batch.samples]
+            samples = [{"image": shown(self._items[s.item].path), **asdict(s)} for s in batch.samples]
             yield {"epoch": epoch, "batch": number, "size": batch.bucket, "own": batch.real, "samples": samples}
 
     @property

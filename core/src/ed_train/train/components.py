@@ -135,23 +135,22 @@ def build_scheduler(config: ComponentConfig, optimizer: torch.optim.Optimizer, t
         scheduler: LambdaLR = get_polynomial_decay_schedule_with_warmup(optimizer, warmup, decay, lr_end=lr_end)
     else:
         scheduler = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=decay)
-    if not config.optimizer.spec.lr_may_start_at_zero:
-        _start_above_zero(scheduler)
+    if not config.optimizer.spec.lr_may_be_zero:
+        _keep_above_zero(scheduler)
     return scheduler
 
 
-def _start_above_zero(scheduler: LambdaLR) -> None:
-    """Let the first step use the second one's factor, for optimizers whose first step fails at lr 0."""
-    factors = scheduler.lr_lambdas
-    scheduler.lr_lambdas = [partial(_positive_start, factor) for factor in factors]
-    for group, base, factor in zip(
-        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-    ):
+def _keep_above_zero(scheduler: LambdaLR) -> None:
+    """Keep a schedule above 0, for optimizers that fail there."""
+    scheduler.lr_lambdas = [partial(_positive, factor) for factor in scheduler.lr_lambdas]
+    groups = scheduler.optimizer.param_groups
+    for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
         group["lr"] = base * factor(0)
 
 
-def _positive_start(factor: Callable[[int], float], step: int) -> float:
-    return factor(max(step, 1)) if factor(0) == 0 else factor(step)
+def _positive(factor: Callable[[int], float], step: int) -> float:
+    """A schedule's factor; a warmup's first step uses the second one's, and a decay ends at a millionth."""
+    return max(factor(step), factor(1) if step == 0 else 0.0, 1e-6)
 
 
 def schedule_notes(config: ComponentConfig, total_steps: int) -> list[str]:
@@ -163,8 +162,8 @@ def schedule_notes(config: ComponentConfig, total_steps: int) -> list[str]:
         notes.append(f"{source} has no effect with lr_scheduler constant; constant_with_warmup has a warmup")
     elif config.lr_scheduler != "constant" and warmup > total_steps:
         notes.append(f"{config.name}: lr_warmup_steps {warmup} is more than this run's {total_steps} optimizer steps")
-    if config.lr_scheduler != "constant" and not config.optimizer.spec.lr_may_start_at_zero and warmup:
-        notes.append(f"{config.name}: {config.optimizer.spec.name} cannot step at lr 0: its warmup starts above it")
+    if config.lr_scheduler != "constant" and not config.optimizer.spec.lr_may_be_zero:
+        notes.append(f"{config.name}: {config.optimizer.spec.name} cannot step at lr 0: its schedule stays above it")
     return notes
 
 

@@ -96,6 +96,11 @@ class Session:
         with torch.no_grad(), self.accelerator.autocast():
             return text_embeddings(self.text_encoder, token_ids, self.run.train.clip_skip).float()
 
+    def mean_over_processes(self, value: Tensor) -> Tensor:
+        """The mean of a scalar that every process has one of."""
+        mean: Tensor = self.accelerator.reduce(value, "mean")
+        return mean
+
     @contextmanager
     def evaluation(self) -> Generator[None]:
         """Modules, and schedule-free optimizers, in evaluation mode: for samples and checkpoints. Not timed."""
@@ -137,9 +142,12 @@ def make_accelerator(run: RunConfig) -> tuple[Accelerator, str]:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[index] if index < len(devices) else str(index)
     from accelerate import Accelerator, GradScalerKwargs, InitProcessGroupKwargs, PartialState
     from accelerate.state import AcceleratorState
+    from accelerate.utils import parse_flag_from_env
 
     AcceleratorState._reset_state()  # a second run in one process may have another precision
     wait = timedelta(hours=2)  # the other processes wait while the main one fills the caches
-    precision = resolve_precision(run.train, PartialState(timeout=wait).device)
+    # torch's launcher on a machine without a GPU: without this, Accelerate would run the processes side by side
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    precision = resolve_precision(run.train, PartialState(cpu=cpu, timeout=wait).device)
     handlers = [InitProcessGroupKwargs(timeout=wait), GradScalerKwargs(**SCALER_SETTINGS)]
-    return Accelerator(mixed_precision=precision, kwargs_handlers=handlers), precision
+    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers), precision

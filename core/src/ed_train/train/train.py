@@ -49,7 +49,7 @@ def after_step(session: Session, result: StepResult, epoch: int) -> None:
     """
     train = session.run.train
     session.step += 1
-    session.metrics.after_step(session.step, result, session.components, session.accelerator.reduce)
+    session.metrics.after_step(session.step, result, session.components, session.mean_over_processes)
     if result.skipped:
         _skipped(session, result)
     else:
