@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-
 from ed_train.config.optimizer_file import OptimizerFileResolver
 from ed_train.config.run import ComponentConfig
 from ed_train.config.train_keys import TrainConfig

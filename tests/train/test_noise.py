@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDPMScheduler
-
 from ed_train.config.train_keys import TrainConfig
 from ed_train.train.noise import Diffusion, NoisyBatch, batch_generator, perturb
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from ed_train.models.atomic import MANIFEST, file_sha256
 from ed_train.registry import load_registry
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ADAMW = {"base": {"optimizer": "adamw", "lr": 1e-3}}
 

@@ -7,12 +7,11 @@ from itertools import islice
 
 import pytest
 import torch
-from torch.nn.utils import get_total_norm
-
 from ed_train.cli import main
 from ed_train.errors import EdTrainError
 from ed_train.train import train as train_module
 from ed_train.train.step import forward_loss, train_step
+from torch.nn.utils import get_total_norm
 
 ADAMW = {"base": {"optimizer": "adamw", "lr": 1e-3}}
 
