@@ -220,7 +220,7 @@ def _checked(module: torch.nn.Module, part: str, location: str) -> torch.nn.Modu
     for parameter in module.parameters():
         # A copy even where it is float32: the libraries map the file, and who changes the file changes the weights.
         parameter.data = parameter.data.to(torch.float32, copy=True)
-    return module.float()
+    return module
 
 
 def _fetch(hub_id: str, *, weights: bool = True) -> Path:

@@ -46,7 +46,7 @@ class SampleSettings:
     generate_samples_every_n_steps: Annotated[
         Annotated[int, Bounds(ge=0)] | None, Help("goes before train.json's sample_steps")
     ] = None
-    generate_pretrain_samples: Annotated[bool, Help("draw before the first step, too")] = False
+    generate_pretrain_samples: Annotated[bool, Help("draw before the first step, too")] = True
 
     def __post_init__(self) -> None:
         if not self.cfgs:
