@@ -38,7 +38,7 @@ def main(model: Path, photos: Path, precision: str) -> None:
     optimizer = torch.optim.AdamW([*unet.parameters(), *text_encoder.parameters()], lr=LR, fused=True)
     times = StepTimes()
     for _ in range(EPOCHS):
-        for chosen in torch.randperm(len(files)).split(BATCH_SIZE):
+        for chosen in torch.split(torch.randperm(len(files)), BATCH_SIZE):
             mean, std = moments[chosen].chunk(2, dim=1)
             latents = (mean + std * torch.randn_like(mean)) * 0.18215
             noise = torch.randn_like(latents)
@@ -46,7 +46,7 @@ def main(model: Path, photos: Path, precision: str) -> None:
             noisy = schedule.add_noise(latents, noise, timesteps)
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 prediction = unet(noisy, timesteps, text_encoder(ids[chosen])[0]).sample
-            F.mse_loss(prediction.float(), noise).backward()
+            torch.autograd.backward(F.mse_loss(prediction.float(), noise))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     print(json.dumps(times.result()))

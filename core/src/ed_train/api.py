@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -26,27 +26,33 @@ def create_optimizer(name: str, params: Iterable[Any], **options: Any) -> torch.
     Args:
         name: one of `list_optimizers`, or ``distribution:name`` where two plugins offer one name.
         params: parameters, parameter groups, or ``(name, parameter)`` pairs, as for any torch optimizer; a generator
-            will do. Parameters that do not require a gradient are passed on as they are.
+            will do. Parameters that do not require a gradient are passed on as they are. Options in a group have the
+            names of the library (``eps``).
         **options: the optimizer's options under the names of optimizer.json (``epsilon``, not ``eps``).
 
     Returns:
         The plain optimizer, with no wrapper around it.
 
     Raises:
-        ConfigError: an unknown name, an unknown option or a value out of its range; lists every problem.
+        ConfigError: an unknown name, an unknown option or a value out of its range, also in a group; lists every
+            problem. Or `params` is none of these, or empty.
         PluginError: the plugin does not return an optimizer over exactly these parameters.
 
     Example:
         >>> optimizer = create_optimizer("prodigy", model.parameters(), weight_decay=0.01)
     """
     from ed_train.config.validate import validated
+    from ed_train.parameters import check_group_options, checked_parameters
 
     registry: OptimizerRegistry = installed_plugins()
     registered = registry.find(name)
     config, problems, _ = validated(registered.spec.config_type, options, key_prefix=f"{registered.spec.name}.")
     if problems:
         raise ConfigError(problems)
-    return build_optimizer(registered, _materialized(params), config)
+    checked = checked_parameters(registered.spec.name, params)
+    optimizer = build_optimizer(registered, checked, config)
+    check_group_options(registered.spec, checked, optimizer.defaults)
+    return optimizer
 
 
 def build_optimizer(registered: RegisteredOptimizer, params: Sequence[Any], config: Any) -> torch.optim.Optimizer:
@@ -58,35 +64,20 @@ def build_optimizer(registered: RegisteredOptimizer, params: Sequence[Any], conf
     """
     import torch
 
+    from ed_train.parameters import tensors_of
+
     spec = registered.spec
-    if not params:
+    given = tensors_of(params)
+    if not given:
         raise ConfigError(f"{spec.name}: there are no parameters to optimize; is everything frozen?")
     try:
         optimizer = spec.build(params, config)
-    except Exception as error:
-        raise PluginError(f"{registered.origin}: {spec.name} could not be built: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"{registered.origin}: {spec.name} could not be built: {str(error) or repr(error)}"
+        ) from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise PluginError(f"{registered.origin}: {spec.name} returned {type(optimizer).__name__}, not an Optimizer")
-    given = sorted(map(id, _tensors(params)))
-    if given != sorted(id(p) for group in optimizer.param_groups for p in group["params"]):
+    if sorted(map(id, given)) != sorted(id(p) for group in optimizer.param_groups for p in group["params"]):
         raise PluginError(f"{registered.origin}: {spec.name} does not hold exactly the parameters that it was given")
     return optimizer
-
-
-def _materialized(params: Iterable[Any]) -> list[Any]:
-    """The same parameters or groups, where generators have become lists that can be read again."""
-    return [
-        {**p, "params": list(p["params"])} if isinstance(p, dict) and isinstance(p["params"], Iterator) else p
-        for p in params
-    ]
-
-
-def _tensors(params: Sequence[Any]) -> list[Any]:
-    """The bare parameters of any of the three forms that torch accepts."""
-    import torch
-
-    members: list[Any] = []
-    for item in params:
-        inside = item["params"] if isinstance(item, dict) else item
-        members += [inside] if isinstance(inside, torch.Tensor | tuple) else inside
-    return [p[1] if isinstance(p, tuple) else p for p in members]

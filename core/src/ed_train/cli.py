@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ed_train.errors import ConfigError, EdTrainError
+
+if TYPE_CHECKING:
+    from ed_train.config.run import RunConfig
 
 OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 LISTING = {"--list-optimizers", "--json"}
@@ -17,6 +21,7 @@ def main(argv: Sequence[str]) -> int:
 
     0 is success, 1 a run that failed, 2 wrong input, 130 an interruption from the keyboard.
     """
+    run: RunConfig | None = None
     try:
         if "--list-optimizers" in argv and LISTING.issuperset(argv):  # must stay instant: argparse would cost 6 ms
             return _list_optimizers("--json" in argv)
@@ -39,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
         train(run)
     except ConfigError as error:
-        return _fail(error, WRONG_INPUT)
+        return _fail(run.located(error) if run else error, WRONG_INPUT)
     except EdTrainError as error:
         return _fail(error, FAILED)
     except KeyboardInterrupt:
@@ -64,4 +69,12 @@ def _fail(error: EdTrainError, status: int) -> int:
 
 def entry_point() -> NoReturn:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    try:
+        try:
+            status = main(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, such as head, is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = FAILED
+    sys.exit(status)

@@ -10,6 +10,11 @@ class EdTrainError(Exception):
     """Base of every error that ed-train raises on purpose."""
 
 
+def printable(text: str) -> str:
+    """The text in one line, with control characters and whatever else has no glyph escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that a user gave wrongly.
@@ -25,7 +30,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.where, self.key, self.message) if part)
+        return printable(": ".join(part for part in (self.where, self.key, self.message) if part))
 
 
 class ConfigError(EdTrainError):

@@ -58,7 +58,9 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     known = {flag for action in parser._actions for flag in action.option_strings}
     arguments, unknown = parser.parse_known_args([_spelled_as_known(a, known) for a in argv])
     if unknown:
-        raise ConfigError([Problem(a.partition("=")[0], "", _unknown(a.partition("=")[0], known)) for a in unknown])
+        names = [a.partition("=")[0] for a in unknown]
+        flags = [name for name in names if name.startswith("-")]  # anything else is probably the value of one of them
+        raise ConfigError([Problem(name, "", _unknown(name, known)) for name in flags or names])
     values = vars(arguments)
     own = {f.name: values.pop(f.name, None) for f in fields(Arguments) if f.name != "flags"}
     if own["json"] and not own["list_optimizers"]:

@@ -1,7 +1,8 @@
 """Start what ``accelerate launch --cpu --num_processes N`` leaves out.
 
-On CPUs that command starts a single process, unless it is given an MPI host file. What it hands down is only an address
-for processes to meet at, so the number is read from the command itself, and torch's launcher takes this process's place.
+On CPUs that command starts a single process, unless it is given an MPI host file. What it hands down is only an
+address for processes to meet at, so the number is read from the command itself, and torch's launcher takes this
+process's place.
 """
 
 from __future__ import annotations

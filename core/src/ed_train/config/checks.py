@@ -15,7 +15,7 @@ from ed_train.config.train_keys import TrainConfig
 from ed_train.errors import Problem
 
 if TYPE_CHECKING:
-    from ed_train.config.optimizer_file import Given
+    from ed_train.config.optimizer_keys import Given
 
 _PLAIN_NAME = re.compile(r"\w[\w .+-]{0,99}\Z")
 
@@ -39,10 +39,11 @@ def check_values(train: TrainConfig, given: Mapping[str, Given]) -> list[Problem
         if name is not None and not _PLAIN_NAME.match(name):
             message = "expected a name of at most 100 letters, digits, blanks and . _ + - with a letter or digit first"
             found.append((key, f"got {show(name)}; {message}"))
+    partner = {"timestep_end": "timestep_start", "disable_amp": "mixed_precision"}
     problems = []
     for key, message in found:
-        where, name = (given[key].where, given[key].key) if key in given else ("", key)
-        problems.append(Problem(where, name, message))
+        origin = given.get(key) or given.get(partner.get(key, ""))
+        problems.append(Problem(origin.where, origin.key, message) if origin else Problem("", key, message))
     return problems
 
 
@@ -67,9 +68,9 @@ def find_input(value: str, folder: Path) -> tuple[Path | None, str]:
         for place in places:
             if place.exists():
                 return place, ""
+        names = sorted(n for place in places if place.parent.is_dir() for n in os.listdir(place.parent))
     except (OSError, ValueError, RuntimeError) as error:
         return None, f"got {show(value)}; not a usable path: {error}"
-    names = sorted(n for place in places if place.parent.is_dir() for n in os.listdir(place.parent))
     close = get_close_matches(path.name, names, n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]}?" if close else ""
     return None, f"got {show(value)}; not found as {' or '.join(map(str, places))}{hint}"

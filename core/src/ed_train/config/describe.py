@@ -7,6 +7,7 @@ import json
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ed_train.errors import printable
 from ed_train.specs import Bounds, Help
 
 _WORDS = {float: "a number", int: "an integer", bool: "true or false", str: "a text"}
@@ -91,7 +92,7 @@ _SIGNS = ((">", "gt"), (">=", "ge"), ("<", "lt"), ("<=", "le"))
 def show(value: Any) -> str:
     """A value as it would stand in a JSON file, cut where it is long."""
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        text = printable(json.dumps(value, ensure_ascii=False))
     except (TypeError, ValueError):
         text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

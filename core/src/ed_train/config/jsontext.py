@@ -27,6 +27,7 @@ Key = tuple[str | int, ...]
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
+_UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 _LITERALS = {"true": True, "false": False, "null": None}
 
 
@@ -182,8 +183,9 @@ class _Parser:
 
     def _string(self, at: int) -> tuple[str, int]:
         value, end = scanstring(self.text, at + 1, True)
-        if "\x00" in value:
-            raise self._error("a text with a NUL character", at)
+        if match := _UNUSABLE.search(value):
+            kind = "a NUL character" if match.group() == "\x00" else "half a surrogate pair"
+            raise self._error(f"a text with {kind}", at)
         return value, end
 
     def _number(self, match: re.Match[str]) -> tuple[int | float, int]:

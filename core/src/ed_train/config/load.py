@@ -13,11 +13,13 @@ from ed_train.config.checks import check_values, find_input, off, output_problem
 from ed_train.config.describe import annotations_of, default_of, leaf_types, show
 from ed_train.config.freeze_sections import FREE_KEYS
 from ed_train.config.jsontext import Document, read_json_object
-from ed_train.config.optimizer_file import SCHEDULE_KEYS, Given, OptimizerFileResolver
+from ed_train.config.optimizer_file import OptimizerFileResolver
+from ed_train.config.optimizer_keys import SCHEDULE_KEYS, Given
 from ed_train.config.run import RunConfig
 from ed_train.config.train_keys import DEAD, NOT_YET, TrainConfig
 from ed_train.config.validate import validated
 from ed_train.errors import ConfigError, Problem
+from ed_train.models.prompts import SamplePrompt, SampleSettings, read_sample_prompts
 from ed_train.models.reference import ModelReference, check_model
 from ed_train.registry import OptimizerRegistry
 
@@ -57,8 +59,11 @@ def load_config(flags: Mapping[str, str], registry: OptimizerRegistry, config_fi
     train, found = _resolved_paths(train, given, folder)
     problems += found
     model, found, model_notes = _model(train, given, folder)
-    prompts, found_prompts = _input_path(given, train, "sample_prompts", folder)
-    problems += [*found, *found_prompts]
+    problems += found
+    train, samples, found, sample_notes = _samples(given, train, folder)
+    problems += found
+    if config_file and document is None:
+        problems = [p for p in problems if p.where]  # whatever else is missing may stand in the file
     if problems or optimizers is None or model is None:
         first_of_each = {(p.where, p.key): p for p in reversed(problems)}
         raise ConfigError(reversed(first_of_each.values()))
@@ -72,8 +77,8 @@ def load_config(flags: Mapping[str, str], registry: OptimizerRegistry, config_fi
         components=optimizers.components,
         freezing=optimizers.freezing,
         grad_scaler_tweaks=optimizers.grad_scaler_tweaks,
-        sample_prompts=prompts,
-        notes=(*notes, *resolver.notes, *model_notes),
+        samples=samples,
+        notes=(*notes, *resolver.notes, *model_notes, *sample_notes),
     )
 
 
@@ -158,6 +163,26 @@ def _input_path(
     if path is not None or key not in given or value == default_of(TrainConfig, key):
         return path, []
     return None, [Problem(given[key].where, given[key].key, message)]
+
+
+def _samples(
+    given: Mapping[str, Given], train: TrainConfig, folder: Path
+) -> tuple[TrainConfig, SampleSettings, list[Problem], list[str]]:
+    """The sample pictures; without a file of prompts, captions of the training data."""
+    path, problems = _input_path(given, train, "sample_prompts", folder)
+    if path is None:
+        captions = (SamplePrompt(random_caption=True, seed=SampleSettings().seed + number) for number in range(3))
+        return train, SampleSettings(samples=tuple(captions)), problems, []
+    settings, problems = read_sample_prompts(path)
+    if settings is None or settings.generate_samples_every_n_steps is None:
+        return train, settings or SampleSettings(), problems, []
+    every, own = settings.generate_samples_every_n_steps, given.get("sample_steps")
+    if own is None or train.sample_steps == every:
+        return replace(train, sample_steps=every), settings, problems, []
+    of_file = f"generate_samples_every_n_steps={every} ({path.name})"
+    if own.where.startswith("--"):
+        return train, settings, problems, [f"{own} overrides {of_file}"]
+    return replace(train, sample_steps=every), settings, problems, [f"{of_file} overrides {own}"]
 
 
 def _resolved_paths(train: TrainConfig, given: Mapping[str, Given], folder: Path) -> tuple[TrainConfig, list[Problem]]:

@@ -6,65 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ed_train.config.describe import default_of, show, show_with_type
+from ed_train.config.describe import default_of, show_with_type
 from ed_train.config.freeze_sections import FREE_KEYS, resolve_freezing
 from ed_train.config.jsontext import Document
+from ed_train.config.optimizer_keys import (
+    SCALE_KEYS,
+    SCHEDULE_KEYS,
+    STOCK_OPTIONS,
+    Given,
+    ScaleAndTweaks,
+    ScheduleConfig,
+)
 from ed_train.config.run import TEXT_ENCODER, UNET, ComponentConfig, FreezeConfig
-from ed_train.config.train_keys import Scheduler, TrainConfig
+from ed_train.config.train_keys import TrainConfig
 from ed_train.config.validate import unknown_key, validated
 from ed_train.errors import ConfigError, Problem
 from ed_train.first_party import DEFAULT_OPTIMIZER
 from ed_train.registry import OptimizerRegistry, RegisteredOptimizer
-from ed_train.specs import NonNegative, option_names
-
-STOCK_OPTIONS = ("lr", "betas", "epsilon", "weight_decay")
-"""Options that stand in every stock optimizer.json, whether or not an optimizer that has them is installed."""
-
-SCALE_KEYS = ("text_encoder_lr_scale", "text_encder_lr_scale")
-"""The key and a misspelling of it that old documents have."""
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """The learning-rate schedule's keys, as they stand among an optimizer's options."""
-
-    lr_scheduler: Scheduler = "constant"
-    lr_decay_steps: int | None = None
-    lr_warmup_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.lr_warmup_steps is not None and self.lr_warmup_steps < 0:
-            raise ValueError(f"lr_warmup_steps: got {self.lr_warmup_steps}; expected an integer >= 0")
-        decay = self.lr_decay_steps or 0
-        if self.lr_warmup_steps and 0 < decay < self.lr_warmup_steps:
-            raise ValueError(f"lr_warmup_steps {self.lr_warmup_steps} is more than lr_decay_steps {decay}; lower one")
-
-
-@dataclass(frozen=True)
-class ScaleAndTweaks:
-    """Single values of optimizer.json."""
-
-    text_encoder_lr_scale: NonNegative = 1.0
-    apply_grad_scaler_step_tweaks: bool = True
-
-
-SCHEDULE_KEYS = option_names(ScheduleConfig)
-
-
-@dataclass(frozen=True)
-class Given:
-    """A value that a user set, and where."""
-
-    value: Any
-    where: str
-    key: str
-
-    @property
-    def source(self) -> str:
-        return f"{self.where} {self.key}".strip()
-
-    def __str__(self) -> str:
-        return f"{self.key}={show(self.value)} ({self.where})" if self.key else f"{self.where} {show(self.value)}"
+from ed_train.specs import option_names
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ed_train.config.train_keys import TrainConfig
+from ed_train.errors import ConfigError, Problem
+from ed_train.models.prompts import SampleSettings
 from ed_train.registry import RegisteredFreezePolicy, RegisteredOptimizer
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class RunConfig:
         model: where the weights come from.
         components: the components that train, by name, the UNet first.
         freezing: the freeze policies to apply, in the order of their sections.
+        samples: the sample pictures to draw.
         grad_scaler_tweaks: whether the fp16 gradient scaler's growth slows down in steps.
         notes: lines that the user should see: what was overridden, ignored or is unusual.
     """
@@ -68,5 +70,15 @@ class RunConfig:
     components: Mapping[str, ComponentConfig]
     freezing: tuple[FreezeConfig, ...] = ()
     grad_scaler_tweaks: bool = True
-    sample_prompts: Path | None = None
+    samples: SampleSettings = field(default_factory=SampleSettings)
     notes: tuple[str, ...] = field(default=())
+
+    def located(self, error: ConfigError) -> ConfigError:
+        """The same error, where problems that name a key but no place say where that key was set."""
+        return ConfigError(problem if problem.where else self._located(problem) for problem in error.problems)
+
+    def _located(self, problem: Problem) -> Problem:
+        where = self.sources.get(problem.key, "default")
+        if where == "default":
+            return problem
+        return replace(problem, where=where, key="" if where.startswith("--") else problem.key)

@@ -6,6 +6,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from ed_train.config.describe import annotations_of, expected, show_with_type
@@ -37,7 +38,7 @@ def validated(
 
     values = {key: _tuples(value) for key, value in values.items()}
     try:
-        given = _checker(config_type).validate_python(values)
+        given = _checker(config_type).validate_python(values)  # type: ignore[arg-type]  # is hashable for all mypy says
     except ValidationError as error:
         names = dict.fromkeys(str(e["loc"][0]) for e in error.errors(include_url=False, include_input=False))
         problems = [_problem(config_type, name, values, key_prefix, where) for name in names]
@@ -55,9 +56,12 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     """The message for a key that nobody knows, with the nearest known one."""
     known = sorted(known)
     close = get_close_matches(key, known, n=1, cutoff=0.6) or get_close_matches(key.lower(), known, n=1, cutoff=0.6)
-    return "unknown key" + (f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}")
+    if close:
+        return f"unknown key; did you mean {close[0]!r}?"
+    return "unknown key; " + (f"known are {', '.join(known)}" if len(known) <= 20 else "ed-train --help lists all")
 
 
+@cache
 def _checker(config_type: type[Any]) -> TypeAdapter[dict[str, Any]]:
     """A check of a dictionary of options; of a dictionary, since a pydantic model has names that no field may have.
 

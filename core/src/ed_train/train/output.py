@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ed_train.config.run import RunConfig
-from ed_train.errors import ConfigError, EdTrainError
+from ed_train.errors import EdTrainError
 from ed_train.models.atomic import atomic_folder, clean_partials
-from ed_train.models.prompts import SamplePrompt, SampleSettings, read_sample_prompts
 from ed_train.models.samples import draw_samples, save_samples
 from ed_train.models.save import write_pipeline
 
@@ -43,7 +42,6 @@ class Output:
         self.last_saved = time.monotonic()
         if self.checkpoints.is_dir():
             clean_partials(self.checkpoints)
-        self.sample_settings = _sample_settings(run)
 
     def save(self, session: Session, epoch: int, *, last: bool = False) -> Path:
         """Write a checkpoint: a diffusers folder, the optimizers' state if wanted, and a manifest with checksums.
@@ -83,10 +81,8 @@ class Output:
     def sample(self, session: Session, name: str) -> None:
         """Draw the sample pictures into ``samples`` of the run's folder, and a labelled grid of them."""
         train, model = session.run.train, session.model
-        if not (train.sample_steps and self.sample_settings):
-            return
         samples = draw_samples(
-            self.sample_settings,
+            session.run.samples,
             unet=session.accelerator.unwrap_model(session.unet, keep_fp32_wrapper=True),
             text_encoder=session.accelerator.unwrap_model(session.text_encoder, keep_fp32_wrapper=True),
             vae=model.load_vae(),
@@ -98,20 +94,10 @@ class Output:
             captions=session.loader.captions,
             autocast=session.accelerator.autocast,
         )
-        paths = save_samples(samples, self.folder / "samples", name, columns=len(self.sample_settings.cfgs))
+        paths = save_samples(samples, self.folder / "samples", name, columns=len(session.run.samples.cfgs))
         for sample in samples:
             session.metrics.picture(f"samples/{sample.stem}", sample.image, session.step)
         session.metrics.say(f"samples {paths[-1]}")
-
-
-def _sample_settings(run: RunConfig) -> SampleSettings | None:
-    """The prompts' file; without one, a few captions of the training data."""
-    if run.sample_prompts is None:
-        return SampleSettings(samples=tuple(SamplePrompt(random_caption=True, seed=555 + n) for n in range(3)))
-    settings, problems = read_sample_prompts(run.sample_prompts)
-    if problems:
-        raise ConfigError(problems)
-    return settings
 
 
 def _manifest(session: Session, epoch: int) -> dict[str, Any]:

@@ -115,7 +115,9 @@ class Session:
             self.metrics.resume(paused)
 
     def sample(self, name: str) -> None:
-        """Draw the sample pictures, as files ``NAME-...`` and in the metrics."""
+        """Draw the sample pictures, as files ``NAME-...`` and in the metrics, unless samples are off."""
+        if not self.run.train.sample_steps:
+            return
         with self.evaluation():
             if self.output:
                 self.output.sample(self, name)

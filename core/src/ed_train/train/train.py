@@ -25,7 +25,8 @@ def train(run: RunConfig) -> None:
     """
     session, report = start(run)
     try:
-        session.sample("before")
+        if run.samples.generate_pretrain_samples:
+            session.sample("before")
         for epoch in range(session.epochs):
             for window in session.windows(epoch):
                 result = train_step(session, window)

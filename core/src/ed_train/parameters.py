@@ -1,0 +1,99 @@
+"""Check what a training loop hands over to be optimized: parameters, named parameters or parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any
+
+from ed_train.config.describe import annotations_of, leaf_types
+from ed_train.config.validate import validated
+from ed_train.errors import ConfigError, Problem
+from ed_train.specs import OptimizerSpec
+
+FORMS = "an iterable of parameters, of (name, parameter) pairs or of groups"
+
+
+def checked_parameters(name: str, params: Any) -> list[Any]:
+    """The same parameters, pairs or groups in a list that can be read again; the groups are copies.
+
+    Args:
+        name: the optimizer's, for messages.
+        params: whatever the caller gave.
+
+    Raises:
+        ConfigError: they have none of the three forms, are no leaves of the graph, or come twice.
+    """
+    import torch
+
+    if isinstance(params, torch.nn.Module):
+        raise ConfigError(f"{name}: params: got a module, {_kind(params)}; expected {FORMS}: pass its .parameters()")
+    copies = [_copied(name, index, item) for index, item in enumerate(_listed(name, "params", params))]
+    tensors = tensors_of(copies)
+    for index, tensor in enumerate(tensors):
+        if not isinstance(tensor, torch.Tensor):
+            raise ConfigError(f"{name}: params: number {index} is {_kind(tensor)}; expected {FORMS}")
+        if not tensor.is_leaf:
+            raise ConfigError(f"{name}: params: number {index} is computed from other tensors; expected a parameter")
+    if len({id(tensor) for tensor in tensors}) < len(tensors):
+        raise ConfigError(f"{name}: params: a parameter is given twice; give each of them once")
+    return copies
+
+
+def tensors_of(params: Sequence[Any]) -> list[Any]:
+    """The bare parameters of any of the three forms that torch accepts."""
+    members = [p for item in params for p in (item["params"] if isinstance(item, dict) else [item])]
+    return [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in members]
+
+
+def check_group_options(spec: OptimizerSpec, params: Sequence[Any], defaults: Mapping[str, Any]) -> None:
+    """Check the options in parameter groups, which go under the library's names and past the plugin.
+
+    Args:
+        spec: the optimizer.
+        params: what it was built over.
+        defaults: the built optimizer's; torch gives every group those that it lacks.
+
+    Raises:
+        ConfigError: a value out of its range, or a name that is probably meant to be another one. A name that is far
+            from any option is the caller's own business, as with any torch optimizer.
+    """
+    # Where null is allowed it is ours: the library has another word for it.
+    options = {name for name, a in annotations_of(spec.config_type).items() if type(None) not in leaf_types(a)}
+    problems: list[Problem] = []
+    for index, group in enumerate(params):
+        given = dict(group) if isinstance(group, dict) else {}
+        found = validated(spec.config_type, {k: v for k, v in given.items() if k in options and k in defaults})[1]
+        for key in [k for k in given if k not in defaults and k != "params"]:
+            close = get_close_matches(str(key), defaults, n=1, cutoff=0.75)
+            if close or key in options:
+                known = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(defaults)}"
+                found.append(Problem("", str(key), f"{spec.name} has no such option in a group; {known}"))
+        problems += [replace(problem, where=f"params[{index}]") for problem in found]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _copied(name: str, index: int, item: Any) -> Any:
+    if not isinstance(item, dict):
+        return item
+    if "params" not in item:
+        keys = ", ".join(map(repr, item))
+        raise ConfigError(f"{name}: params[{index}]: a group without the key 'params'; its keys are {keys or 'none'}")
+    return {**item, "params": _listed(name, f"params[{index}]['params']", item["params"], bare=True)}
+
+
+def _listed(name: str, where: str, params: Any, *, bare: bool = False) -> list[Any]:
+    """A list of what was given; a `bare` tensor counts as a list of one."""
+    import torch
+
+    if isinstance(params, torch.Tensor) and bare:
+        return [params]
+    if isinstance(params, torch.Tensor | Mapping | Set | str) or not isinstance(params, Iterable):
+        raise ConfigError(f"{name}: {where}: got {_kind(params)}; expected {FORMS}, in an order")
+    return list(params)
+
+
+def _kind(value: Any) -> str:
+    return f"a value of type {type(value).__name__}"

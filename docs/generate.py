@@ -1,0 +1,149 @@
+"""Rewrite the tables of configuration.md from the types that check the configuration.
+
+    python docs/generate.py
+
+The text between the tables is written by hand. What stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is
+replaced by what the function of that name returns. Needs the core and every plugin of this repository installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ed_train.config.describe import annotations_of, default_of, expected, find_metadata, help_of, show
+from ed_train.config.optimizer_keys import ScaleAndTweaks, ScheduleConfig
+from ed_train.config.train_keys import DEAD, NOT_YET, OWN_KEYS, PART_OF, Group, TrainConfig
+from ed_train.models.prompts import SamplePrompt, SampleSettings
+from ed_train.registry import RegisteredOptimizer, load_registry
+
+DOCS = Path(__file__).parent
+PAGE = DOCS / "configuration.md"
+IN_TREE = {f"ed-train-{path.parent.name}" for path in DOCS.parent.glob("plugins/*/pyproject.toml")}
+WITHOUT_EFFECT = {*NOT_YET, *DEAD, *PART_OF}
+
+
+def page(text: str) -> str:
+    """The page with all its tables made anew."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        block = re.compile(f"{begin}.*?{end}", re.DOTALL)
+        if len(block.findall(text)) != 1:
+            raise SystemExit(f"{PAGE.name}: expected {begin} and {end} once")
+        content = "\n".join(make())
+        text = block.sub(lambda _, new=f"{begin}\n\n{content}\n\n{end}": new, text)  # type: ignore[misc]
+    return text
+
+
+def train_keys() -> Iterator[str]:
+    """A table for each group of train.json."""
+    groups: dict[str, list[str]] = {}
+    title = ""
+    for key, annotation in annotations_of(TrainConfig).items():
+        group = find_metadata(annotation, Group)
+        title = group.title if group else title
+        if key not in WITHOUT_EFFECT:
+            groups.setdefault(title, []).append(key)
+    for number, (heading, keys) in enumerate(groups.items()):
+        yield from ([] if number == 0 else [""])
+        yield from (f"### {heading.capitalize()}", "", *option_table(TrainConfig, keys))
+
+
+def keys_without_effect() -> Iterator[str]:
+    """What is known, and does nothing."""
+    yield from ("| key | why, and what to use instead |", "|---|---|")
+    details = {main: [key for key, of in PART_OF.items() if of == main] for main in PART_OF.values()}
+    for table, state in ((NOT_YET, "not implemented yet"), (DEAD, "dead")):
+        for key, instead in table.items():
+            names = ", ".join(f"`{name}`" for name in (key, *details.get(key, ())))
+            yield f"| {names} | {cell(f'{state}: {instead}' if instead else state)} |"
+
+
+def single_keys() -> Iterator[str]:
+    """The keys at the top of optimizer.json."""
+    yield from option_table(ScaleAndTweaks)
+
+
+def schedule_keys() -> Iterator[str]:
+    """The schedule's keys in each section of optimizer.json."""
+    yield from option_table(ScheduleConfig)
+
+
+def optimizers() -> Iterator[str]:
+    """A section for each optimizer of this repository."""
+    registered = [o for o in load_registry() if o.distribution in IN_TREE]
+    links = ", ".join(f"[`{o.spec.name}`](#{o.spec.name})" for o in registered)
+    yield f"{links}."
+    for optimizer in registered:
+        yield from ("", f"### {optimizer.spec.name}", "", *about(optimizer), "")
+        yield from option_table(optimizer.spec.config_type)
+
+
+def about(optimizer: RegisteredOptimizer) -> Iterator[str]:
+    """What there is to say about an optimizer before its options."""
+    spec = optimizer.spec
+    library = f", with [{spec.library}](https://pypi.org/project/{spec.library}/)" if spec.library else ""
+    yield f"{spec.summary}. In `{optimizer.distribution}`{library}; [paper]({spec.paper})."
+    if spec.learning_rate_free:
+        yield "Learning-rate-free: `lr` only scales the step size that it finds."
+    if spec.devices:
+        yield f"Runs on {' and '.join(spec.devices)} only."
+    for device, reason in spec.slow_on.items():
+        yield f"Slow on {device}: {reason}."
+    if spec.recommended:
+        yield f"Its users recommend {assignments(spec.recommended)}."
+
+
+def freezing() -> Iterator[str]:
+    """A section for each freeze policy of this repository."""
+    policies = [p for p in load_registry().freeze_policies if p.distribution in IN_TREE]
+    for number, registered in enumerate(policies):
+        policy = registered.policy
+        yield from ([] if number == 0 else [""])
+        yield from (f"### {policy.section}", "")
+        yield f"{policy.summary[0].upper()}{policy.summary[1:]}. In `{registered.distribution}`."
+        yield from ("", *option_table(policy.config_type))
+
+
+def sample_settings() -> Iterator[str]:
+    """The keys of a JSON file of sample prompts."""
+    yield from option_table(SampleSettings, [key for key in annotations_of(SampleSettings) if key != "samples"])
+
+
+def sample_prompts() -> Iterator[str]:
+    """The keys of each of its pictures."""
+    yield from option_table(SamplePrompt)
+
+
+def option_table(config_type: type[Any], keys: Iterable[str] = ()) -> Iterator[str]:
+    """One row for each key: name, type and range, default, help."""
+    yield from ("| key | value | default | what it does |", "|---|---|---|---|")
+    annotations = annotations_of(config_type)
+    for key in keys or annotations:
+        default = show(default_of(config_type, key))
+        added = " (not in EveryDream 2)" if config_type is TrainConfig and key in OWN_KEYS else ""
+        value, text = cell(expected(annotations[key])), cell(help_of(annotations[key]) + added)
+        yield f"| `{key}` | {value} | `{default}` | {text} |"
+
+
+def assignments(values: Mapping[str, Any]) -> str:
+    return " and ".join(f"`{key}` {show(value)}" for key, value in values.items())
+
+
+def cell(text: str) -> str:
+    """A text as it may stand in a table."""
+    return text.replace("|", "\\|").replace("*", "\\*")
+
+
+TABLES: dict[str, Callable[[], Iterator[str]]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        train_keys, keys_without_effect, single_keys, schedule_keys, optimizers, freezing, sample_settings,
+        sample_prompts,
+    )
+}  # fmt: skip
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
