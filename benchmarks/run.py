@@ -49,12 +49,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the tiny model and fewer rounds, in under 3 minutes")
     parser.add_argument("--rounds", type=int, help="rounds of each comparison")
+    parser.add_argument("--cases", type=int, help="only the first so many comparisons")
     parser.add_argument("--folder", type=Path, default=Path(".work/bench"), help="where models and results go")
     options = parser.parse_args()
     size = "tiny" if options.quick else "small"
     rounds = options.rounds or (2 if options.quick else 3)
     model, photos = make_assets(options.folder, size)
-    rows = [measure(case, model, photos, options.folder, rounds) for case in CASES[: 2 if options.quick else None]]
+    cases = CASES[: options.cases or (2 if options.quick else None)]
+    rows = [measure(case, model, photos, options.folder, rounds) for case in cases]
     report = markdown(rows, size, light_commands())
     print("\n" + report)
     (options.folder / "results.json").write_text(json.dumps(rows, indent=1))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.metadata
 import math
 import re
 from typing import Any, get_type_hints
 
-import importlib_metadata
 import pytest
 import torch
 from ed_train import Help, create_optimizer, list_optimizers
@@ -126,7 +126,7 @@ def test_says_what_it_is(name: str) -> None:
 @every_optimizer
 def test_library_is_a_dependency_of_the_distribution(name: str) -> None:
     registered = INSTALLED[name]
-    requires = importlib_metadata.requires(registered.distribution) or []
+    requires = importlib.metadata.requires(registered.distribution) or []
     names = {re.match(r"[\w.-]+", requirement)[0] for requirement in requires}  # type: ignore[index]
     assert "ed-train" in names
     assert registered.spec.library in ("", *names)

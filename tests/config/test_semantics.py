@@ -445,3 +445,10 @@ def test_interval_of_sample_pictures_flag_over_prompts_over_train_json(resolve, 
     run = resolve({**prompts, "sample_steps": 5}, sample_steps="0")
     assert run.train.sample_steps == 0
     assert run.notes == ("--sample_steps 0 overrides generate_samples_every_n_steps=3 (p.json)",)
+
+
+def test_an_ordinary_lr_with_a_learning_rate_free_optimizer_gets_a_line(resolve) -> None:
+    (note,) = resolve({"lr": 1e-6, "disable_textenc_training": True}, {"base": {"optimizer": "prodigy"}}).notes
+    assert note.startswith("train.json:")
+    assert "lr 1e-06 is unusual for the unet: prodigy finds its own step size" in note
+    assert resolve({"disable_textenc_training": True}, {"base": {"optimizer": "prodigy"}}).notes == ()

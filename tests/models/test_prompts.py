@@ -114,7 +114,7 @@ def test_bad_values(content: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\n# only a comment\n"])
 def test_a_file_without_prompts(content: bytes, tmp_path: Path) -> None:
-    assert read(tmp_path, content)[1] == ["prompts.txt: there are no prompts in it; add some, or set sample_steps to 0"]
+    assert read(tmp_path, content)[1] == ["prompts.txt: there are no prompts in it; add some, or remove sample_prompts"]
 
 
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.json"])

@@ -25,6 +25,9 @@ from ed_train.first_party import DEFAULT_OPTIMIZER
 from ed_train.registry import OptimizerRegistry, RegisteredOptimizer
 from ed_train.specs import option_names
 
+LOWEST_LR_FREE_LR = 0.01
+"""A learning-rate-free optimizer with less has probably been given an ordinary optimizer's lr."""
+
 
 @dataclass(frozen=True)
 class OptimizerFile:
@@ -241,6 +244,10 @@ class OptimizerFileResolver:
         schedule_config = self._checked(ScheduleConfig, schedule)
         if config is None or schedule_config is None:
             return
+        if chosen.spec.learning_rate_free and config.lr < LOWEST_LR_FREE_LR:
+            lr = options["lr"].source if "lr" in options else chosen.origin
+            advice = f"{chosen.spec.name} finds its own step size and scales it by lr, which is usually 0.1 to 1"
+            self.notes.append(f"{lr}: lr {config.lr:g} is unusual for the {name}: {advice}")
         sources = dict.fromkeys(option_names(chosen.spec.config_type), f"default of {chosen.origin}")
         sources |= dict.fromkeys(SCHEDULE_KEYS, "default")
         sources |= {key: given.source for key, given in {"optimizer": optimizer, **options, **schedule}.items()}

@@ -69,7 +69,7 @@ def read_sample_prompts(path: Path) -> tuple[SampleSettings | None, list[Problem
     except ConfigError as error:
         return None, list(error.problems)
     if not problems and not settings.samples:
-        problems = [Problem(path.name, "", "there are no prompts in it; add some, or set sample_steps to 0")]
+        problems = [Problem(path.name, "", "there are no prompts in it; add some, or remove sample_prompts")]
     return (None if problems else settings), problems
 
 
