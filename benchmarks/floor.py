@@ -20,11 +20,11 @@ from timing import StepTimes
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-BATCH_SIZE, EPOCHS, LR = 4, 2, 1e-6
+BATCH_SIZE, LR = 4, 1e-6
 
 
-def main(model: Path, photos: Path, precision: str) -> None:
-    """Train for two epochs."""
+def main(model: Path, photos: Path, precision: str, epochs: int) -> None:
+    """Train for some epochs."""
     diffusers_logging.disable_progress_bar()
     torch.manual_seed(0)
     files = sorted(photos.glob("*.jpg"))
@@ -37,7 +37,7 @@ def main(model: Path, photos: Path, precision: str) -> None:
     schedule = DDPMScheduler.from_pretrained(model / "scheduler")
     optimizer = torch.optim.AdamW([*unet.parameters(), *text_encoder.parameters()], lr=LR, fused=True)
     times = StepTimes()
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for chosen in torch.split(torch.randperm(len(files)), BATCH_SIZE):
             mean, std = moments[chosen].chunk(2, dim=1)
             latents = (mean + std * torch.randn_like(mean)) * 0.18215
@@ -66,4 +66,4 @@ def encode(model: Path, files: list[Path]) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

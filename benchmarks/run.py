@@ -2,7 +2,7 @@
 """Compare ed-train's training loop with the floor, side by side in one run.
 
     python benchmarks/run.py            # the small model, three rounds
-    python benchmarks/run.py --quick    # the tiny model, two rounds
+    python benchmarks/run.py --quick    # the tiny model, two rounds, one comparison
 
 Each round runs the floor and the trainer in fresh processes, in turn, on the same pictures with the same optimizer, and
 gives a ratio; machines drift, so only ratios within a round mean something. Writes results.json and a Markdown table.
@@ -49,15 +49,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the tiny model and fewer rounds, in under 3 minutes")
     parser.add_argument("--rounds", type=int, help="rounds of each comparison")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of 16 steps in each process")
     parser.add_argument("--cases", type=int, help="only the first so many comparisons")
     parser.add_argument("--folder", type=Path, default=Path(".work/bench"), help="where models and results go")
     options = parser.parse_args()
     size = "tiny" if options.quick else "small"
     rounds = options.rounds or (2 if options.quick else 3)
     model, photos = make_assets(options.folder, size)
-    cases = CASES[: options.cases or (2 if options.quick else None)]
-    rows = [measure(case, model, photos, options.folder, rounds) for case in cases]
-    report = markdown(rows, size, light_commands())
+    cases = CASES[: options.cases or (1 if options.quick else None)]
+    rows = [measure(case, model, photos, options.folder, rounds, options.epochs) for case in cases]
+    report = markdown(rows, f"{size}, epochs {options.epochs}", light_commands())
     print("\n" + report)
     (options.folder / "results.json").write_text(json.dumps(rows, indent=1))
     (options.folder / "results.md").write_text(report)
@@ -77,11 +78,11 @@ def make_assets(folder: Path, size: str) -> tuple[Path, Path]:
     return model, photos
 
 
-def measure(case: Case, model: Path, photos: Path, folder: Path, rounds: int) -> dict[str, Any]:
+def measure(case: Case, model: Path, photos: Path, folder: Path, rounds: int, epochs: int) -> dict[str, Any]:
     """Floor and trainer in turn; the trainer's caches are warm, and what it takes to fill them is told apart."""
-    floor = [str(HERE / "floor.py"), str(model), str(photos), case.floor_precision]
+    floor = [str(HERE / "floor.py"), str(model), str(photos), case.floor_precision, str(epochs)]
     flags = {
-        "resume_ckpt": model, "data_root": photos, "resolution": 256, "batch_size": 4, "max_epochs": 2,
+        "resume_ckpt": model, "data_root": photos, "resolution": 256, "batch_size": 4, "max_epochs": epochs,
         "optimizer_config": folder / "optimizer.json", "logdir": folder / "logs", "no_save_ckpt": "true",
         "sample_steps": 0, "cond_dropout": 0,
     }  # fmt: skip
@@ -137,7 +138,7 @@ def process_time(arguments: list[str]) -> float:
     return 1000 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
-def markdown(rows: list[dict[str, Any]], size: str, light: dict[str, float]) -> str:
+def markdown(rows: list[dict[str, Any]], work: str, light: dict[str, float]) -> str:
     """The results as Markdown, with what they were measured on."""
     import diffusers
     import torch
@@ -146,7 +147,7 @@ def markdown(rows: list[dict[str, Any]], size: str, light: dict[str, float]) -> 
     lines = [
         f"Measured on {time.strftime('%Y-%m-%d')}: {_processor()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, torch {torch.__version__}, diffusers {diffusers.__version__}, transformers "
-        f"{transformers.__version__}; model {size}, 64 square photos at 256 px, batch 4, 2 epochs, AdamW.",
+        f"{transformers.__version__}; model {work}, 64 square photos at 256 px, batch 4, AdamW.",
         "",
         "| comparison | floor, s/step | trainer, s/step | trainer / floor, median (range) | peak memory / floor's | "
         "start to first step, s |",
