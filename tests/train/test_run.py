@@ -221,3 +221,15 @@ def test_ctrl_c_ends_with_130_and_no_traceback(run_cli, write_optimizer, monkeyp
     write_optimizer(ADAMW)
     assert run_cli() == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_the_lr_follows_its_schedule_in_optimizer_steps(run_cli, write_optimizer, tmp_path) -> None:
+    """The original stepped its schedules with every batch, whatever grad_accum said."""
+    schedule = {"lr": 1e-3, "lr_scheduler": "linear", "lr_warmup_steps": 0, "lr_decay_steps": 4}
+    write_optimizer(
+        {"base": {"optimizer": "adamw", **schedule}, "text_encoder_overrides": {"lr_scheduler": "constant"}}
+    )
+    assert run_cli(grad_accum=2, max_epochs=2, no_save_ckpt=True) == 0
+    events = EventAccumulator(str(run_folder(tmp_path))).Reload()
+    assert [e.value for e in events.Scalars("lr/unet")] == pytest.approx([0.75e-3, 0.5e-3, 0.25e-3, 0])
+    assert [e.value for e in events.Scalars("lr/text_encoder")] == pytest.approx([1e-3] * 4)
