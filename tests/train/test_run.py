@@ -47,6 +47,7 @@ def test_a_run_writes_a_checkpoint_that_diffusers_opens(
         state = torch.load(checkpoint / name, weights_only=True)
         assert len(state["state"]) == len(manifest["optimizers"][part]["parameters"])
     assert "text encoder: " in (out := capsys.readouterr().out)
+    assert "    frozen: embeddings, encoder.layers.0-2\n" in out
     assert f"checkpoint: {checkpoint}" in out
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from ed_train import __version__
 from ed_train.config.describe import show
 from ed_train.train.components import TrainedComponent, component_label, decay_and_warmup_steps
@@ -92,6 +94,8 @@ def _component_lines(component: TrainedComponent, total_steps: int) -> Iterator[
     counts = f"{_millions(trained)} of {_millions(total)} parameters train"
     tensors = f"{len(component.parameters)} of {len(parameters)} tensors"
     yield f"{component_label(component.name)}: {counts} ({tensors}) with {config.optimizer.spec.name}"
+    for words, blocks in _frozen_blocks(component.module).items():
+        yield f"    {words}: {', '.join(blocks)}"
     by_source: dict[str, list[str]] = {}
     for key, value in vars(config.options).items():
         file = config.sources[key].partition(" ")[0] if "default" not in config.sources[key] else config.sources[key]
@@ -104,6 +108,31 @@ def _component_lines(component: TrainedComponent, total_steps: int) -> Iterator[
         schedule += f", {warmup} warm-up steps"
         schedule += f", over {decay} steps" if schedule != "constant_with_warmup" else ""
     yield f"    lr schedule {schedule}  ({config.sources['lr_scheduler']})"
+
+
+def _frozen_blocks(module: nn.Module) -> dict[str, list[str]]:
+    """The blocks of a module of which everything, or something, is frozen: ``encoder.layers.0-9``, ``mid_block``."""
+    trains: dict[str, set[bool]] = {}
+    for name, parameter in module.named_parameters():
+        path = name.removeprefix("text_model.").split(".")
+        end = next((index + 1 for index, part in enumerate(path) if part.isdigit()), 1)
+        trains.setdefault(".".join(path[:end]), set()).add(parameter.requires_grad)
+    groups = {"frozen": {False}, "frozen in part": {True, False}}
+    found = {words: _ranges([block for block in trains if trains[block] == kind]) for words, kind in groups.items()}
+    return {words: blocks for words, blocks in found.items() if blocks}
+
+
+def _ranges(blocks: list[str]) -> list[str]:
+    """Neighbours that differ in their last number, as one: ``layers.0``, ``layers.1`` as ``layers.0-1``."""
+    numbers: dict[str, list[int]] = {}
+    for block in blocks:
+        parent, _, last = block.rpartition(".")
+        numbers.setdefault(parent if last.isdigit() else block, []).extend([int(last)] if last.isdigit() else [])
+    shown = []
+    for parent, found in numbers.items():
+        together = len(found) > 1 and found == list(range(found[0], found[-1] + 1))
+        shown += [f"{parent}.{found[0]}-{found[-1]}"] if together else [f"{parent}.{n}" for n in found] or [parent]
+    return shown
 
 
 def _millions(count: int) -> str:
