@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -129,6 +130,7 @@ def save_samples(
 
 def labelled_grid(samples: Sequence[Sample], columns: int) -> Image.Image:
     """All pictures in one, row by row, each with its label below it."""
+    columns = min(columns, len(samples))
     width = max(sample.image.width for sample in samples)
     height = max(sample.image.height for sample in samples)
     font = ImageFont.load_default(12)
@@ -145,8 +147,7 @@ def labelled_grid(samples: Sequence[Sample], columns: int) -> Image.Image:
 
 
 def _wrap(text: str, letters: int, lines: int = 4) -> str:
-    chunks = [text[i : i + letters] for i in range(0, len(text), max(letters, 1))]
-    return "\n".join(chunks[:lines])
+    return "\n".join(textwrap.wrap(text, max(letters, 1))[:lines])
 
 
 def _jobs(settings: SampleSettings, resolution: int, captions: Sequence[str]) -> Iterator[_Job]:

@@ -94,7 +94,8 @@ class Output:
             captions=session.loader.captions,
             autocast=session.accelerator.autocast,
         )
-        paths = save_samples(samples, self.folder / "samples", name, columns=len(session.run.samples.cfgs))
+        scales = len(session.run.samples.cfgs)  # a row for each prompt, if it is drawn with several
+        paths = save_samples(samples, self.folder / "samples", name, columns=scales if scales > 1 else 4)
         for sample in samples:
             session.metrics.picture(f"samples/{sample.stem}", sample.image, session.step)
         session.metrics.say(f"samples {paths[-1]}")
