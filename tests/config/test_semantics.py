@@ -452,3 +452,10 @@ def test_an_ordinary_lr_with_a_learning_rate_free_optimizer_gets_a_line(resolve)
     assert note.startswith("train.json:")
     assert "lr 1e-06 is unusual for the unet: prodigy finds its own step size" in note
     assert resolve({"disable_textenc_training": True}, {"base": {"optimizer": "prodigy"}}).notes == ()
+
+
+@pytest.mark.parametrize(("key", "value"), [("train_sampler", "ddim"), ("attn_type", "xformers")])
+def test_a_choice_that_changes_nothing_gets_a_line(resolve, key, value) -> None:
+    (note,) = resolve({key: value}).notes
+    assert note.startswith(f'{key}="{value}" (train.json:')
+    assert "has no effect" in note

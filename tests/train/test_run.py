@@ -234,3 +234,10 @@ def test_the_lr_follows_its_schedule_in_optimizer_steps(run_cli, write_optimizer
     events = EventAccumulator(str(run_folder(tmp_path))).Reload()
     assert [e.value for e in events.Scalars("lr/unet")] == pytest.approx([0.75e-3, 0.5e-3, 0.25e-3, 0])
     assert [e.value for e in events.Scalars("lr/text_encoder")] == pytest.approx([1e-3] * 4)
+
+
+def test_no_save_ckpt_means_no_checkpoint_of_any_kind(run_cli, write_optimizer, tmp_path) -> None:
+    write_optimizer(ADAMW)
+    settings = {"max_epochs": 2, "batch_size": 8, "save_every_n_epochs": 1, "ckpt_every_n_minutes": 1e-9}
+    assert run_cli(**settings, no_save_ckpt=True) == 0
+    assert not (run_folder(tmp_path) / "ckpts").exists()

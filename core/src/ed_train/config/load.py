@@ -144,6 +144,8 @@ def _notes_on_keys_without_effect(given: Mapping[str, Given]) -> list[str]:
                 notes.append(f"{given[key]} {state}" + (f": {instead}" if instead else ""))
     if "attn_type" in given and given["attn_type"].value != "sdp":
         notes.append(f"{given['attn_type']} has no effect: torch's own attention (sdp) is always used")
+    if "train_sampler" in given and given["train_sampler"].value != "ddpm":
+        notes.append(f"{given['train_sampler']} has no effect: in training all samplers add the same noise")
     return notes
 
 

@@ -123,7 +123,9 @@ class Session:
                 self.output.sample(self, name)
 
     def save(self, epoch: int, *, last: bool = False) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, unless no_save_ckpt is set."""
+        if self.run.train.no_save_ckpt:
+            return
         with self.evaluation():
             if self.output:
                 path = self.output.save(self, epoch, last=last)

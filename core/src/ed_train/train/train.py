@@ -35,8 +35,7 @@ def train(run: RunConfig) -> None:
                     break
             after_epoch(session, epoch)
         session.sample("after")
-        if not run.train.no_save_ckpt:
-            session.save(session.epochs, last=True)
+        session.save(session.epochs, last=True)
     finally:
         session.close()
     report.show_end(session)
