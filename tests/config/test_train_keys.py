@@ -82,8 +82,8 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "write_schedule": (True, False),
 }
 """A value for the file and another one for the command line; paths exist in the test's folder."""
-OTHER_KEYS = {"attn_type", "model_config", "wandb"}
-"""Keys with tests of their own: no effect but a line, for single-file models only, needs a package."""
+OTHER_KEYS = {"attn_type", "model_config", "required_plugins", "wandb"}
+"""Keys with tests of their own: no effect but a line, for single-file models only, checked first, needs a package."""
 PATHS = {"data_root", "cache_dir", "logdir", "save_ckpt_dir", "optimizer_config", "sample_prompts"}
 
 

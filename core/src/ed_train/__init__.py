@@ -7,7 +7,18 @@ For people with a training loop of their own: `create_optimizer` and `list_optim
 from ed_train.api import create_optimizer, list_optimizers
 from ed_train.errors import CheckpointError, ConfigError, EdTrainError, PluginError
 from ed_train.hookspecs import hookimpl
-from ed_train.specs import Bounds, Fraction, FreezePolicy, Help, NonNegative, OptimizerSpec, Positive, Probability
+from ed_train.specs import (
+    Bounds,
+    Fraction,
+    FreezePolicy,
+    Help,
+    NonNegative,
+    OptimizerSpec,
+    Params,
+    Positive,
+    Probability,
+    TrainingPlan,
+)
 
 __version__ = "0.1.0"
 
@@ -21,9 +32,11 @@ __all__ = [
     "Help",
     "NonNegative",
     "OptimizerSpec",
+    "Params",
     "PluginError",
     "Positive",
     "Probability",
+    "TrainingPlan",
     "create_optimizer",
     "hookimpl",
     "list_optimizers",

@@ -51,7 +51,7 @@ def create_optimizer(name: str, params: Iterable[Any], **options: Any) -> torch.
         raise ConfigError(problems)
     checked = checked_parameters(registered.spec.name, params)
     optimizer = build_optimizer(registered, checked, config)
-    check_group_options(registered.spec, checked, optimizer.defaults)
+    check_group_options(registered.spec, config, checked, optimizer.defaults)
     return optimizer
 
 

@@ -22,12 +22,14 @@ class EntryPoint(NamedTuple):
     Attributes:
         distribution: the name of the distribution in its normalized form, e.g. ``ed-train-lion``.
         value: ``package.module`` or ``package.module:object``.
+        requires: what the distribution says about its dependencies, a line each, e.g. ``ed-train<0.2,>=0.1``.
     """
 
     distribution: str
     version: str
     name: str
     value: str
+    requires: tuple[str, ...] = ()
 
     def load(self) -> Any:
         """Import the module and return it, or the object in it.
@@ -72,22 +74,25 @@ def _distributions() -> Iterator[str]:
 
 def _read(folder: str, group: str) -> Iterator[EntryPoint]:
     section = ""
-    distribution, version = "", ""
+    requires: tuple[str, ...]
+    distribution, version, requires = "", "", ()
     for line in map(str.strip, _text(folder, "entry_points.txt").splitlines()):
         if line.startswith("["):
             section = line.strip("[] ")
         elif section == group and line and not line.startswith(("#", ";")):
             if not distribution:
-                distribution, version = _name_and_version(folder)
+                distribution, version, requires = _metadata(folder)
             name, _, value = (part.strip() for part in line.partition("="))
-            yield EntryPoint(distribution, version, name, value)
+            yield EntryPoint(distribution, version, name, value, requires)
 
 
-def _name_and_version(folder: str) -> tuple[str, str]:
+def _metadata(folder: str) -> tuple[str, str, tuple[str, ...]]:
+    """Name, version and requirements of a distribution."""
     metadata = _text(folder, "METADATA") or _text(folder, "PKG-INFO")
     header = metadata.partition("\n\n")[0]  # behind it comes the README
     fields = dict(re.findall(r"^(Name|Version): *(\S+)", header, re.MULTILINE))
-    return normalized(fields.get("Name", "unknown")), fields.get("Version", "unknown")
+    requires = tuple(re.findall(r"^Requires-Dist: *(.+?) *$", header, re.MULTILINE))
+    return normalized(fields.get("Name", "unknown")), fields.get("Version", "unknown"), requires
 
 
 def _text(folder: str, name: str) -> str:

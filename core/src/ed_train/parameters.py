@@ -47,11 +47,12 @@ def tensors_of(params: Sequence[Any]) -> list[Any]:
     return [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in members]
 
 
-def check_group_options(spec: OptimizerSpec, params: Sequence[Any], defaults: Mapping[str, Any]) -> None:
+def check_group_options(spec: OptimizerSpec, config: Any, params: Sequence[Any], defaults: Mapping[str, Any]) -> None:
     """Check the options in parameter groups, which go under the library's names and past the plugin.
 
     Args:
         spec: the optimizer.
+        config: the options that the groups' own ones go over.
         params: what it was built over.
         defaults: the built optimizer's; torch gives every group those that it lacks.
 
@@ -64,7 +65,8 @@ def check_group_options(spec: OptimizerSpec, params: Sequence[Any], defaults: Ma
     problems: list[Problem] = []
     for index, group in enumerate(params):
         given = dict(group) if isinstance(group, dict) else {}
-        found = validated(spec.config_type, {k: v for k, v in given.items() if k in options and k in defaults})[1]
+        own = {k: v for k, v in given.items() if k in options and k in defaults}
+        found = validated(spec.config_type, {**vars(config), **own})[1] if own else []
         for key in [k for k in given if k not in defaults and k != "params"]:
             close = get_close_matches(str(key), defaults, n=1, cutoff=0.75)
             if close or key in options:

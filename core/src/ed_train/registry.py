@@ -1,6 +1,6 @@
 """Find the installed plugins and hold what they offer.
 
-Entry points are loaded one by one and each is registered with a plugin manager of its own, because pluggy's loader
+Entry points are loaded one by one and each is alone with the plugin manager while it is asked, because pluggy's loader
 stops at the first plugin that fails to import. A plugin that is broken is recorded, never raised, until someone asks
 for its optimizer.
 """
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -21,16 +22,23 @@ from ed_train import hookspecs
 from ed_train.entry_points import EntryPoint, find_entry_points, normalized
 from ed_train.errors import ConfigError, PluginError
 from ed_train.first_party import DISTRIBUTION_OF_OPTIMIZER
+from ed_train.selection import LEFT_OUT_BY, check_core_version, wanted_plugins
 from ed_train.specs import FreezePolicy, OptimizerSpec
+
+SLOW_IMPORT = 0.25
+"""Seconds; a plugin that imports nothing heavy takes a few milliseconds."""
+HEAVY = frozenset({"torch", "numpy", "transformers", "diffusers", "accelerate", "tensorflow", "jax", "pydantic"})
+"""Modules that no plugin should import before one of its optimizers is built."""
 
 
 @dataclass(frozen=True)
 class RegisteredOptimizer:
-    """An optimizer and the distribution that it came from."""
+    """An optimizer and the distribution that it came from; not `verified`: a bare class, with no plugin behind it."""
 
     spec: OptimizerSpec
     distribution: str
     version: str
+    verified: bool = True
 
     @property
     def origin(self) -> str:
@@ -57,12 +65,41 @@ class BrokenPlugin:
 
 
 @dataclass(frozen=True)
+class SlowPlugin:
+    """A plugin whose import delays every command.
+
+    Attributes:
+        seconds: how long its import took.
+        loads: the heavy modules that it imported at module level, e.g. ``torch``.
+    """
+
+    entry_point: str
+    distribution: str
+    version: str
+    seconds: float
+    loads: tuple[str, ...]
+
+    def __str__(self) -> str:
+        loads = f" and loads {', '.join(self.loads)}" if self.loads else ""
+        return f"its import takes {self.seconds:.2f} s{loads}; every command waits for it"
+
+
+@dataclass(frozen=True)
 class OptimizerRegistry:
-    """What the installed plugins offer; read-only and sorted, so that the order of plugins never matters."""
+    """What the installed plugins offer; read-only and sorted, so that the order of plugins never matters.
+
+    Attributes:
+        slow: plugins whose import takes long; they work all the same.
+        left_out: distributions that were not loaded because ED_TRAIN_PLUGINS or --no-plugin says so.
+        versions: distribution to version, of every plugin that was loaded.
+    """
 
     optimizers: tuple[RegisteredOptimizer, ...] = ()
     freeze_policies: tuple[RegisteredFreezePolicy, ...] = ()
     broken: tuple[BrokenPlugin, ...] = ()
+    slow: tuple[SlowPlugin, ...] = ()
+    left_out: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[RegisteredOptimizer]:
         return iter(self.optimizers)
@@ -72,16 +109,22 @@ class OptimizerRegistry:
         return sorted({o.spec.name for o in self.optimizers})
 
     def find(self, name: str) -> RegisteredOptimizer:
-        """Return the optimizer called `name` (any case) or ``distribution:name``.
+        """Return the optimizer called `name` (any case), ``distribution:name`` or ``module:Class``.
 
         Raises:
-            ConfigError: nobody offers it (the message says what to install or suggests a name), or several do.
+            ConfigError: nobody offers it (the message says what to install or suggests a name), or several do; or the
+                class is not a usable optimizer.
         """
         distribution, _, short = name.strip().lower().rpartition(":")
         distribution = normalized(distribution)
         found = [o for o in self.optimizers if o.spec.name == short and distribution in ("", o.distribution)]
         if len(found) == 1:
             return found[0]
+        if not found and distribution and short not in {*self.names, *DISTRIBUTION_OF_OPTIMIZER}:
+            from ed_train.class_optimizer import is_class_name, optimizer_of_class
+
+            if is_class_name(name):
+                return RegisteredOptimizer(*optimizer_of_class(name), verified=False)
         raise ConfigError(self._not_found(name, distribution, short) if not found else _ambiguous(name, found))
 
     def _not_found(self, name: str, distribution: str, short: str) -> str:
@@ -89,6 +132,8 @@ class OptimizerRegistry:
         for plugin in self.broken:
             if plugin.distribution == owner:
                 return f"{name!r} is in {owner} {plugin.version}, which is installed but broken: {plugin.error}"
+        if owner in self.left_out:
+            return f"{name!r} is in {owner}, which {LEFT_OUT_BY} leaves out"
         if owner == DISTRIBUTION_OF_OPTIMIZER.get(short):
             message = f"{name!r} needs the distribution {owner}, which is not installed: pip install {owner}"
             if owner in {o.distribution for o in self.optimizers}:
@@ -112,40 +157,81 @@ def _ambiguous(name: str, found: list[RegisteredOptimizer]) -> str:
     return f"{name!r} is offered by {' and '.join(o.origin for o in found)}; choose with {choices}"
 
 
-def load_registry() -> OptimizerRegistry:
-    """Load every installed plugin. Never raises for a broken one; see `OptimizerRegistry.broken`."""
+def load_registry(without: Collection[str] = ()) -> OptimizerRegistry:
+    """Load every installed plugin. Never raises for a broken one; see `OptimizerRegistry.broken`.
+
+    Args:
+        without: plugins to leave out, by their entry point's name or their distribution's, with or without
+            ``ed-train-``. The environment variable ED_TRAIN_PLUGINS names, in the same way, the only ones to load.
+
+    Raises:
+        ConfigError: one of these names belongs to no installed plugin.
+    """
+    entries = find_entry_points(hookspecs.PROJECT)
+    wanted = wanted_plugins(entries, without)
     optimizers: list[RegisteredOptimizer] = []
     policies: list[RegisteredFreezePolicy] = []
     broken: list[BrokenPlugin] = []
-    for entry in find_entry_points(hookspecs.PROJECT):
+    slow: list[SlowPlugin] = []
+    manager = _Manager()
+    for entry in wanted:
         origin = entry.distribution, entry.version
+        started, heavy = time.perf_counter(), _heavy_modules()
         try:
+            check_core_version(entry)
             # What a plugin prints must not get into the output of --json.
             with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
                 warnings.simplefilter("ignore")
-                specs, freezing = _read_plugin(entry)
+                specs, freezing = _read_plugin(entry, manager)
         except (Exception, SystemExit) as error:
             broken.append(BrokenPlugin(entry.name, *origin, _one_line(error)))
         else:
             optimizers += [RegisteredOptimizer(spec, *origin) for spec in specs]
             policies += [RegisteredFreezePolicy(policy, *origin) for policy in freezing]
+        seconds, loads = time.perf_counter() - started, sorted(_heavy_modules() - heavy)
+        if seconds > SLOW_IMPORT or loads:
+            slow.append(SlowPlugin(entry.name, *origin, seconds, tuple(loads)))
     return OptimizerRegistry(
         tuple(sorted(optimizers, key=lambda o: (o.spec.name, o.distribution))),
         tuple(sorted(policies, key=lambda p: (p.policy.section, p.distribution))),
         tuple(broken),
+        tuple(slow),
+        tuple(dict.fromkeys(e.distribution for e in entries if e not in wanted)),
+        {entry.distribution: entry.version for entry in wanted},
     )
 
 
-def _read_plugin(entry: EntryPoint) -> tuple[list[OptimizerSpec], list[FreezePolicy]]:
+def _heavy_modules() -> frozenset[str]:
+    return HEAVY & sys.modules.keys()
+
+
+class _Manager(pluggy.PluginManager):
+    """Knows our hooks; looks for implementations among the public names of a plugin only, which halves the search."""
+
+    def __init__(self) -> None:
+        super().__init__(hookspecs.PROJECT)
+        self.add_hookspecs(hookspecs)
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        return None if name.startswith("__") else super().parse_hookimpl_opts(plugin, name)
+
+
+def _read_plugin(entry: EntryPoint, manager: _Manager) -> tuple[list[OptimizerSpec], list[FreezePolicy]]:
+    """Load a plugin and ask it, alone with the manager, what it offers."""
     plugin = entry.load()
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    manager.register(plugin)
-    manager.check_pending()
-    if not manager.get_hookcallers(plugin):
-        raise PluginError(f"{_describe(plugin)} implements no hook; is @hookimpl missing?")
-    specs = _results(manager.hook.ed_register_optimizers, OptimizerSpec)
-    freezing = _results(manager.hook.ed_register_freeze_policies, FreezePolicy)
+    try:
+        manager.register(plugin)
+        manager.check_pending()
+        if not manager.get_hookcallers(plugin):
+            raise PluginError(f"{_describe(plugin)} implements no hook; is @hookimpl missing?")
+        specs = _results(manager.hook.ed_register_optimizers, OptimizerSpec)
+        freezing = _results(manager.hook.ed_register_freeze_policies, FreezePolicy)
+    finally:
+        if manager.is_registered(plugin):
+            manager.unregister(plugin)
+    for spec in specs:
+        if ":" in spec.name:
+            raise PluginError(f"optimizer name {spec.name!r}: expected lower-case letters, digits and underscores")
     _check_unique([spec.name for spec in specs])
     _check_unique([policy.section for policy in freezing])
     return specs, freezing

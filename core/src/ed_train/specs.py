@@ -33,6 +33,7 @@ __all__ = [
     "Params",
     "Positive",
     "Probability",
+    "TrainingPlan",
 ]
 
 
@@ -67,6 +68,23 @@ Params: TypeAlias = "Sequence[torch.Tensor] | Sequence[dict[str, Any]] | Sequenc
 """Parameters, parameter groups or named parameters; always a sequence, so it may be read more than once."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+_CLASS_NAME = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*\Z")
+"""``module:Class``, the name of an optimizer that comes from no plugin."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a spec's `advice` may look at beside the options: how the component is going to be trained.
+
+    Attributes:
+        lr_scheduler: the name of the learning-rate schedule, e.g. ``constant`` or ``cosine``.
+        has_warmup: whether the schedule begins with a rising learning rate.
+        clip_grad_norm: the largest gradient norm that is let through, or None.
+    """
+
+    lr_scheduler: str
+    has_warmup: bool
+    clip_grad_norm: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +111,12 @@ class OptimizerSpec:
             decay; the core then keeps schedules above it.
         shardable: whether its parameters may be sharded over processes (FSDP), where tensors are no longer whole.
         recommended: option values that the authors recommend where they differ from the defaults.
+        usual_lr: the lowest and the highest learning rate that people train with; beyond them the core warns.
+        state_bytes: bytes of optimizer state after a step: a number for each element of a float32 parameter, or
+            ``state_bytes(config, shape)`` for a whole float32 parameter of that shape. None if nobody has counted:
+            ``--plan-memory`` then has to take real steps.
+        advice: ``advice(config, plan)`` returns a line for each combination of settings that goes wrong without an
+            error. It is shown; nothing is changed.
     """
 
     name: str
@@ -109,13 +133,19 @@ class OptimizerSpec:
     lr_may_be_zero: bool = True
     shardable: bool = True
     recommended: Mapping[str, Any] = field(default_factory=dict)
+    usual_lr: tuple[float, float] | None = None
+    state_bytes: float | Callable[[Any, tuple[int, ...]], float] | None = None
+    advice: Callable[[Any, TrainingPlan], Iterable[str]] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.match(self.name):
+        if not isinstance(self.name, str) or not (_NAME.match(self.name) or _CLASS_NAME.match(self.name)):
             raise PluginError(f"optimizer name {self.name!r}: expected lower-case letters, digits and underscores")
         _check_config_type(self.config_type, owner=f"optimizer {self.name!r}")
-        if "lr" not in option_names(self.config_type):
+        options = option_names(self.config_type)
+        if "lr" not in options:
             raise PluginError(f"optimizer {self.name!r}: {self.config_type.__name__} has no field 'lr'")
+        if unknown := set(self.recommended) - set(options):
+            raise PluginError(f"optimizer {self.name!r}: recommended has no option {min(unknown)!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ed_train import __version__
 from ed_train.errors import ConfigError, Problem
 
-USAGE = "ed-train [--config train.json] [--KEY VALUE ...]\n       ed-train --list-optimizers [--json]"
+USAGE = """\
+ed-train [--config train.json] [--KEY VALUE ...]              train
+       ed-train [--config train.json] [--KEY VALUE ...] --check       show what would happen
+       ed-train [--config train.json] [--KEY VALUE ...] --plan-memory compare the optimizers' memory
+       ed-train --list-optimizers | --describe-optimizer NAME         see what is installed
+       ed-train --schema optimizer|train | --new-plugin NAME [DIR]    for editors, for authors"""
 EPILOG = """\
 Every key of train.json is a flag; a flag wins over the file. Switches take true or false, and mean true without either.
 Hyphens and underscores are the same in flags. Example:
@@ -21,15 +26,47 @@ Hyphens and underscores are the same in flags. Example:
 Several GPUs or processes: accelerate launch -m ed_train --config train.json
 """
 
+COMMANDS = (
+    ("--check", None, 0, "show all settings with their sources, what trains and for how many steps; train nothing"),
+    ("--plan-memory", None, 0, "show the memory that this run would need with each installed optimizer"),
+    ("--list-optimizers", None, 0, "show the installed optimizers, and what cannot be used and why"),
+    ("--describe-optimizer", "NAME", None, "show an optimizer's options, recommended settings and memory"),
+    ("--schema", "KIND", None, "print the JSON Schema of optimizer.json or train.json; KIND: optimizer or train"),
+    ("--new-plugin", ("NAME", "DIR"), "+", "write a working plugin of your own into DIR (default: ed-train-NAME)"),
+)
+WITH_JSON = ("list_optimizers", "describe_optimizer", "check", "plan_memory")
+
 
 @dataclass(frozen=True)
 class Arguments:
-    """The parsed command line; `flags` holds the train.json keys that were given, as texts."""
+    """The parsed command line.
+
+    Attributes:
+        command: the command that was asked for instead of training, e.g. ``check``; empty to train.
+        operands: what was given with it: a name, perhaps a folder.
+        without: what ``--no-plugin`` names.
+        flags: the train.json keys that were given, as texts.
+    """
 
     config: str | None
-    list_optimizers: bool
+    command: str
+    operands: tuple[str, ...]
     json: bool
+    without: tuple[str, ...]
     flags: dict[str, str]
+
+
+class _Command(argparse.Action):
+    """A flag that is a command of its own; one at a time."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if earlier := getattr(namespace, "command", None):
+            flag = f"--{earlier[0].replace('_', '-')}"
+            raise ConfigError([Problem(option or "", "", f"cannot be combined with {flag}; give one of them")])
+        operands = [values] if isinstance(values, str) else values or []
+        namespace.command = (self.dest, tuple(operands))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,12 +85,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=120),
         description="Fine-tune Stable Diffusion; every optimizer is a plugin.",
     )  # fmt: skip
-    commands = parser.add_argument_group("commands and files")
-    commands.add_argument("-h", "--help", action="help", help="show this text and exit")
-    commands.add_argument("--version", action="version", version=f"ed-train {__version__}", help="show the version")
-    commands.add_argument("--config", metavar="FILE", help="train.json: the settings of the run")
-    commands.add_argument("--list-optimizers", action="store_true", help="show the installed optimizers and exit")
-    commands.add_argument("--json", action="store_true", help="with --list-optimizers: as JSON")
+    _add_commands(parser)
     _add_train_keys(parser)
     known = {flag for action in parser._actions for flag in action.option_strings}
     arguments, unknown = parser.parse_known_args([_spelled_as_known(a, known) for a in argv])
@@ -62,10 +94,31 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         flags = [name for name in names if name.startswith("-")]  # anything else is probably the value of one of them
         raise ConfigError([Problem(name, "", _unknown(name, known)) for name in flags or names])
     values = vars(arguments)
-    own = {f.name: values.pop(f.name, None) for f in fields(Arguments) if f.name != "flags"}
-    if own["json"] and not own["list_optimizers"]:
-        raise ConfigError([Problem("--json", "", "goes with --list-optimizers only")])
-    return Arguments(own["config"], bool(own["list_optimizers"]), bool(own["json"]), values)
+    command, operands = values.pop("command", ("", ()))
+    as_json = values.pop("json", False)
+    if as_json and command not in WITH_JSON:
+        raise ConfigError([Problem("--json", "", f"goes with {', '.join(map(_flag, WITH_JSON))} only")])
+    if command == "new_plugin" and len(operands) > 2:
+        raise ConfigError([Problem("--new-plugin", "", f"got {len(operands)} values; expected NAME [DIR]")])
+    without = tuple(values.pop("no_plugin", ()))
+    return Arguments(values.pop("config", None), command, operands, as_json, without, values)
+
+
+def _flag(command: str) -> str:
+    return f"--{command.replace('_', '-')}"
+
+
+def _add_commands(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("commands and files")
+    group.add_argument("-h", "--help", action="help", help="show this text and exit")
+    group.add_argument("--version", action="version", version=f"ed-train {__version__}", help="show the version")
+    group.add_argument("--config", metavar="FILE", help="train.json: the settings of the run; or a run.json to repeat")
+    for flag, metavar, nargs, help_ in COMMANDS:
+        group.add_argument(flag, action=_Command, metavar=metavar, nargs=nargs, help=help_)
+    group.add_argument("--json", action="store_true", help="with a command that shows something: as JSON")
+    group.add_argument(
+        "--no-plugin", action="append", metavar="NAME", help="do not load this plugin; may be given several times"
+    )
 
 
 def _add_train_keys(parser: argparse.ArgumentParser) -> None:

@@ -17,14 +17,17 @@ from ed_train.errors import Problem
 if TYPE_CHECKING:
     from ed_train.config.optimizer_keys import Given
 
+RESOLUTION_STEP = 64
 _PLAIN_NAME = re.compile(r"\w[\w .+-]{0,99}\Z")
 
 
 def check_values(train: TrainConfig, given: Mapping[str, Given]) -> list[Problem]:
     """Problems of keys that contradict each other or need something that is not there."""
     found: list[tuple[str, str]] = []
-    if train.resolution % 64:
-        found.append(("resolution", f"got {train.resolution}; expected a multiple of 64, e.g. {_near_64(train)}"))
+    if train.resolution % RESOLUTION_STEP:
+        nearest = max(RESOLUTION_STEP, round(train.resolution / RESOLUTION_STEP) * RESOLUTION_STEP)
+        message = f"got {train.resolution}; expected a multiple of {RESOLUTION_STEP}, e.g. {nearest}"
+        found.append(("resolution", message))
     if train.timestep_start >= train.timestep_end:
         limits = f"timestep_start {train.timestep_start} and timestep_end {train.timestep_end}"
         found.append(("timestep_end", f"{limits} leave nothing to train; expected start < end"))
@@ -45,10 +48,6 @@ def check_values(train: TrainConfig, given: Mapping[str, Given]) -> list[Problem
         origin = given.get(key) or given.get(partner.get(key, ""))
         problems.append(Problem(origin.where, origin.key, message) if origin else Problem("", key, message))
     return problems
-
-
-def _near_64(train: TrainConfig) -> int:
-    return max(64, round(train.resolution / 64) * 64)
 
 
 def off(value: Any) -> bool:

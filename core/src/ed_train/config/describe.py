@@ -69,6 +69,14 @@ def leaf_types(annotation: Any) -> set[Any]:
     return {leaf for member in members for leaf in leaf_types(member)}
 
 
+def is_list(annotation: Any) -> bool:
+    """Whether a value of this type is a list, or null."""
+    base, _ = _strip(annotation)
+    if get_origin(base) in (Union, types.UnionType):
+        return any(map(is_list, get_args(base)))
+    return get_origin(base) is tuple
+
+
 def _expected_list(members: tuple[Any, ...]) -> str:
     base, limits = _strip(members[0])
     count = "" if members[-1] is Ellipsis else f"{len(members)} "

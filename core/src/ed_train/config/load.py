@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ed_train.config.checks import check_values, find_input, off, output_problem
-from ed_train.config.describe import annotations_of, default_of, leaf_types, show
+from ed_train.config.describe import annotations_of, default_of, is_list, leaf_types, show
 from ed_train.config.freeze_sections import FREE_KEYS
 from ed_train.config.jsontext import Document, read_json_object
 from ed_train.config.optimizer_file import OptimizerFileResolver
 from ed_train.config.optimizer_keys import SCHEDULE_KEYS, Given
+from ed_train.config.record import differing_plugins, read_record
+from ed_train.config.required import check_required_plugins
 from ed_train.config.run import RunConfig
 from ed_train.config.train_keys import DEAD, NOT_YET, TrainConfig
 from ed_train.config.validate import validated
 from ed_train.errors import ConfigError, Problem
-from ed_train.models.prompts import SamplePrompt, SampleSettings, read_sample_prompts
+from ed_train.models.prompts import SamplePrompt, SampleSettings, parse_sample_settings, read_sample_prompts
 from ed_train.models.reference import ModelReference, check_model
 from ed_train.registry import OptimizerRegistry
 
@@ -27,40 +29,45 @@ INPUTS = ("data_root", "model_config", "optimizer_config", "resume_ckpt", "sampl
 """Keys whose values are paths of inputs."""
 
 
-def load_config(flags: Mapping[str, str], registry: OptimizerRegistry, config_file: Path | None = None) -> RunConfig:
+def load_config(
+    flags: Mapping[str, str], registry: OptimizerRegistry, config_file: Path | None = None, *, to_train: bool = True
+) -> RunConfig:
     """Resolve a run.
 
     Args:
         flags: train.json keys to texts, as given on the command line; they win over the file.
         registry: the installed plugins.
         config_file: train.json; None if there is none.
+        to_train: False for plans about the model alone: its weights and the pictures may be missing then.
 
     Raises:
         ConfigError: with every problem of all files and flags.
     """
     problems: list[Problem] = []
     document = _read(config_file, problems)
+    record = read_record(document) if document else None
+    document = record.train if record else document
     given = _given_values(flags, document)
+    check_required_plugins(given.get("required_plugins"), registry)
     train, found, notes = _train_config(given)
     problems += found
-    notes += _notes_on_keys_without_effect(given)
+    notes += _notes_on_keys_without_effect(given) + (differing_plugins(record, registry) if record else [])
     folder = config_file.parent if config_file else Path()
     optimizer_path, found = _input_path(given, train, "optimizer_config", folder)
     problems += found
     optimizer_document = _read(optimizer_path, problems)
-    wrong = {(p.where, p.key) for p in problems}
-    overrides = {
-        k: given[k] for k in ("lr", *SCHEDULE_KEYS) if k in given and (given[k].where, given[k].key) not in wrong
-    }
-    resolver = OptimizerFileResolver(optimizer_document, train, overrides, registry)
+    if record and optimizer_document is None:
+        optimizer_document = record.optimizer
+    resolver = OptimizerFileResolver(optimizer_document, train, _overrides(given, problems), registry)
     optimizers = resolver.resolve() if optimizer_document or not train.optimizer_config else None
     problems += resolver.problems
     problems += check_values(train, given)
-    train, found = _resolved_paths(train, given, folder)
+    train, found = _resolved_paths(train, given, folder, to_train)
     problems += found
-    model, found, model_notes = _model(train, given, folder)
+    model, found, model_notes = _model(train, given, folder, to_train)
     problems += found
-    train, samples, found, sample_notes = _samples(given, train, folder)
+    recorded = record.samples if record and "sample_prompts" not in given else None
+    train, samples, found, sample_notes = _samples(given, train, folder, recorded)
     problems += found
     if config_file and document is None:
         problems = [p for p in problems if p.where]  # whatever else is missing may stand in the file
@@ -118,6 +125,8 @@ def _flag_value(text: str, annotation: Any) -> Any:
         return None
     if leaves & {bool, Any} and text.lower() in ("true", "false"):
         return text.lower() == "true"
+    if is_list(annotation):
+        return [part.strip() for part in text.split(",") if part.strip()]
     if leaves & {int, float, Any}:
         for convert in (int, float):
             try:
@@ -149,6 +158,12 @@ def _notes_on_keys_without_effect(given: Mapping[str, Given]) -> list[str]:
     return notes
 
 
+def _overrides(given: Mapping[str, Given], problems: list[Problem]) -> dict[str, Given]:
+    """The keys that compete with optimizer.json's, without those that have a problem of their own."""
+    wrong = {(p.where, p.key) for p in problems}
+    return {k: given[k] for k in ("lr", *SCHEDULE_KEYS) if k in given and (given[k].where, given[k].key) not in wrong}
+
+
 def _input_path(
     given: Mapping[str, Given], train: TrainConfig, key: str, folder: Path
 ) -> tuple[Path | None, list[Problem]]:
@@ -168,9 +183,14 @@ def _input_path(
 
 
 def _samples(
-    given: Mapping[str, Given], train: TrainConfig, folder: Path
+    given: dict[str, Given], train: TrainConfig, folder: Path, recorded: Document | None
 ) -> tuple[TrainConfig, SampleSettings, list[Problem], list[str]]:
-    """The sample pictures; without a file of prompts, captions of the training data."""
+    """The sample pictures: of a run.json or a file of prompts; without either, captions of the training data.
+
+    Where the file of prompts has the steps between them, `given` has them afterwards as well.
+    """
+    if recorded:
+        return train, *parse_sample_settings(recorded), []
     path, problems = _input_path(given, train, "sample_prompts", folder)
     if path is None:
         captions = (SamplePrompt(random_caption=True, seed=SampleSettings().seed + number) for number in range(3))
@@ -179,15 +199,18 @@ def _samples(
     if settings is None or settings.generate_samples_every_n_steps is None:
         return train, settings or SampleSettings(), problems, []
     every, own = settings.generate_samples_every_n_steps, given.get("sample_steps")
-    if own is None or train.sample_steps == every:
-        return replace(train, sample_steps=every), settings, problems, []
-    of_file = f"generate_samples_every_n_steps={every} ({path.name})"
-    if own.where.startswith("--"):
+    of_file = Given(every, path.name, "generate_samples_every_n_steps")
+    if own and train.sample_steps == every:
+        return train, settings, problems, []
+    if own and own.where.startswith("--"):
         return train, settings, problems, [f"{own} overrides {of_file}"]
-    return replace(train, sample_steps=every), settings, problems, [f"{of_file} overrides {own}"]
+    given["sample_steps"] = of_file
+    return replace(train, sample_steps=every), settings, problems, [f"{of_file} overrides {own}"] if own else []
 
 
-def _resolved_paths(train: TrainConfig, given: Mapping[str, Given], folder: Path) -> tuple[TrainConfig, list[Problem]]:
+def _resolved_paths(
+    train: TrainConfig, given: Mapping[str, Given], folder: Path, to_train: bool
+) -> tuple[TrainConfig, list[Problem]]:
     """Absolute paths of the data and of the folders that are written to; nothing is created here."""
     problems = []
 
@@ -197,7 +220,8 @@ def _resolved_paths(train: TrainConfig, given: Mapping[str, Given], folder: Path
 
     data_root, message = find_input(train.data_root, folder)
     if data_root is None:
-        problem("data_root", message)
+        if to_train:
+            problem("data_root", message)
     elif not data_root.is_dir():
         problem("data_root", f"got {show(train.data_root)}; expected a folder, but {data_root} is none")
     outputs: dict[str, Any] = {
@@ -214,7 +238,7 @@ def _resolved_paths(train: TrainConfig, given: Mapping[str, Given], folder: Path
 
 
 def _model(
-    train: TrainConfig, given: Mapping[str, Given], folder: Path
+    train: TrainConfig, given: Mapping[str, Given], folder: Path, weights: bool
 ) -> tuple[ModelReference | None, list[Problem], list[str]]:
     if train.resume_ckpt is None:
         message = "not set; name the model to start from: a diffusers folder, a hub id such as owner/name, or one file"
@@ -223,7 +247,7 @@ def _model(
     if train.resume_ckpt == "findlast":
         message = "findlast: going on with the last run is not implemented yet; name one of its checkpoint folders"
         return None, [Problem(origin.where, origin.key, message)], []
-    reference, messages = check_model(train.resume_ckpt, base=folder, model_config=train.model_config)
+    reference, messages = check_model(train.resume_ckpt, base=folder, model_config=train.model_config, weights=weights)
     if reference is None:
         return None, [Problem(origin.where, origin.key, message) for message in messages], []
     return reference, [], [f"{origin.source}: {message}" for message in messages]

@@ -18,15 +18,14 @@ from ed_train.config.optimizer_keys import (
     ScheduleConfig,
 )
 from ed_train.config.run import TEXT_ENCODER, UNET, ComponentConfig, FreezeConfig
+from ed_train.config.sanity import sanity_notes
 from ed_train.config.train_keys import TrainConfig
 from ed_train.config.validate import unknown_key, validated
 from ed_train.errors import ConfigError, Problem
 from ed_train.first_party import DEFAULT_OPTIMIZER
 from ed_train.registry import OptimizerRegistry, RegisteredOptimizer
+from ed_train.selection import LEFT_OUT_BY
 from ed_train.specs import option_names
-
-LOWEST_LR_FREE_LR = 0.01
-"""A learning-rate-free optimizer with less has probably been given an ordinary optimizer's lr."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +143,8 @@ class OptimizerFileResolver:
             return unknown_key(key, known)
         if self.document is None or self.document.value[key] is None:
             return None
+        if owner in self.registry.left_out:
+            return f"needs the distribution {owner}, which {LEFT_OUT_BY} leaves out"
         broken = [p.error for p in self.registry.broken if p.distribution == owner]
         if broken:
             return f"needs the distribution {owner}, which is installed but broken: {broken[0]}"
@@ -176,7 +177,9 @@ class OptimizerFileResolver:
                 self.problems.append(Problem(given.where, given.key, unknown_key(key, known)))
             elif used:
                 name = chosen.spec.name
-                self.notes.append(f"{given.where}: {given.key} has no effect on the {component}: {name} has no {key}")
+                other = "; it has eps" if key == "epsilon" and "eps" in options else ""  # a class without a plugin
+                why = f"{name} has no {key}{other}"
+                self.notes.append(f"{given.where}: {given.key} has no effect on the {component}: {why}")
 
     def _text_encoder_values(
         self,
@@ -244,16 +247,13 @@ class OptimizerFileResolver:
         schedule_config = self._checked(ScheduleConfig, schedule)
         if config is None or schedule_config is None:
             return
-        if chosen.spec.learning_rate_free and config.lr < LOWEST_LR_FREE_LR:
-            lr = options["lr"].source if "lr" in options else chosen.origin
-            advice = f"{chosen.spec.name} finds its own step size and scales it by lr, which is usually 0.1 to 1"
-            self.notes.append(f"{lr}: lr {config.lr:g} is unusual for the {name}: {advice}")
         sources = dict.fromkeys(option_names(chosen.spec.config_type), f"default of {chosen.origin}")
         sources |= dict.fromkeys(SCHEDULE_KEYS, "default")
         sources |= {key: given.source for key, given in {"optimizer": optimizer, **options, **schedule}.items()}
         components[name] = ComponentConfig(
             name=name, optimizer=chosen, options=config, sources=sources, **vars(schedule_config)
         )
+        self.notes += sanity_notes(components[name], self.train.clip_grad_norm)
 
     def _schedule(self, values: dict[str, Given]) -> dict[str, Given]:
         """A flag wins over optimizer.json, which wins over train.json: only it can tell the components apart."""

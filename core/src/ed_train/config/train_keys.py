@@ -79,6 +79,9 @@ class TrainConfig:
     optimizer_config: Annotated[
         str | None, Group("optimizer"), Help("optimizer.json; without it: adamw8bit with its defaults")
     ] = None
+    required_plugins: Annotated[
+        tuple[str, ...] | None, Help('plugins that must be there, e.g. ["ed-train-lion>=0.1"]; checked first')
+    ] = None
     lr: Annotated[Positive | None, Help("learning rate of both components, over the one in optimizer.json")] = None
     lr_scheduler: Annotated[Scheduler | None, Help("where optimizer.json has none; as a flag: over optimizer.json")] = (
         None
@@ -140,7 +143,7 @@ class TrainConfig:
     ed1_mode: Annotated[Any, Help("")] = None
 
 
-OWN_KEYS = ("model_config", "crops_per_image", "cache_dir", "max_steps", "mixed_precision")
+OWN_KEYS = ("model_config", "crops_per_image", "cache_dir", "max_steps", "mixed_precision", "required_plugins")
 """Keys that EveryDream 2 does not have."""
 
 NOT_YET: dict[str, str] = {

@@ -61,6 +61,21 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     return "unknown key; " + (f"known are {', '.join(known)}" if len(known) <= 20 else "ed-train --help lists all")
 
 
+def json_schema(config_type: type[Any]) -> dict[str, Any]:
+    """The JSON Schema of an object of options, with types and ranges alone.
+
+    Raises:
+        PluginError: the options have types that cannot be checked, or not be described.
+    """
+    from pydantic.errors import PydanticInvalidForJsonSchema
+
+    try:
+        return _checker(config_type).json_schema()  # type: ignore[arg-type]  # is hashable for all mypy says
+    except PydanticInvalidForJsonSchema as error:
+        name = f"{config_type.__module__}.{config_type.__qualname__}"
+        raise PluginError(f"the types of the options of {name} cannot be described: {error.message}") from error
+
+
 @cache
 def _checker(config_type: type[Any]) -> TypeAdapter[dict[str, Any]]:
     """A check of a dictionary of options; of a dictionary, since a pydantic model has names that no field may have.

@@ -65,7 +65,9 @@ def read_sample_prompts(path: Path) -> tuple[SampleSettings | None, list[Problem
         The settings, or None if there are problems, and the problems.
     """
     try:
-        settings, problems = _from_json(read_json_object(path)) if path.suffix == ".json" else _from_text(path)
+        settings, problems = (
+            parse_sample_settings(read_json_object(path)) if path.suffix == ".json" else _from_text(path)
+        )
     except ConfigError as error:
         return None, list(error.problems)
     if not problems and not settings.samples:
@@ -85,7 +87,8 @@ def _from_text(path: Path) -> tuple[SampleSettings, list[Problem]]:
     return SampleSettings(samples=tuple(SamplePrompt(prompt=prompt) for prompt in prompts)), []
 
 
-def _from_json(document: Document) -> tuple[SampleSettings, list[Problem]]:
+def parse_sample_settings(document: Document) -> tuple[SampleSettings, list[Problem]]:
+    """Sample settings from JSON, and the problems that they have."""
     values = {key: value for key, value in document.value.items() if value is not None and key != "doc"}
     listed = values.pop("samples", [])
     settings, problems, _ = validated(SampleSettings, values, where=document.where)

@@ -1,0 +1,156 @@
+"""Any installed optimizer class as an optimizer without a plugin: ``"optimizer": "torch.optim:NAdam"``.
+
+Its options are those of its constructor, under the constructor's own names, with types as far as defaults and
+annotations tell. There are no ranges, no help and no traits: such an optimizer is `unverified`, and a plugin is the better way.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import field, make_dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Annotated, Any, get_type_hints
+
+from ed_train.config.describe import leaf_types
+from ed_train.errors import ConfigError
+from ed_train.specs import Help, NonNegative, OptimizerSpec, Params
+
+_CLASS_NAME = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)\Z")
+_HELP = Help("an argument of the class's constructor")
+_REQUIRED = inspect.Parameter.empty
+_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def is_class_name(name: str) -> bool:
+    """Whether a name has the form ``module:Class``."""
+    return bool(_CLASS_NAME.match(name.strip()))
+
+
+def optimizer_of_class(name: str) -> tuple[OptimizerSpec, str, str]:
+    """Make a spec of ``module:Class``; imports the module, and torch.
+
+    Returns:
+        The spec, and the distribution and version that the module belongs to.
+
+    Raises:
+        ConfigError: no such module or class, or the class is no subclass of `torch.optim.Optimizer` with an lr.
+    """
+    module_name, _, class_name = name.strip().partition(":")
+    cls = _optimizer_class(module_name, class_name)
+    _check_step(name, cls)
+    parameters = _options(cls)
+    if "lr" not in parameters:
+        raise ConfigError(f"{name}: its constructor has no argument lr, which ed-train's schedules need")
+    defaults = {option: p.default for option, p in parameters.items()}
+
+    def build(params: Params, config: Any) -> Any:
+        # What is as the class has it is left to the class, so that nothing is lost on the way through JSON's types.
+        return cls(params, **{key: value for key, value in vars(config).items() if value is not defaults[key]})
+
+    spec = OptimizerSpec(
+        name=name.strip(),
+        summary=f"{class_name} of {module_name} (unverified: there is no plugin for it)",
+        config_type=_config_type(class_name, cls, parameters),
+        build=build,
+        schedule_free=all(callable(getattr(cls, method, None)) for method in ("train", "eval")),
+    )
+    return spec, *_distribution(module_name)
+
+
+def _optimizer_class(module_name: str, class_name: str) -> Any:
+    import torch
+
+    name = f"{module_name}:{class_name}"
+    try:
+        module = import_module(module_name)
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        advice = "is the package that has it installed?"
+        raise ConfigError(f"{name!r}: the module {module_name} cannot be imported: {reason}; {advice}") from error
+    found = getattr(module, class_name, None)
+    optimizers = [n for n, value in vars(module).items() if _is_optimizer(value) and value is not torch.optim.Optimizer]
+    if not _is_optimizer(found) or found is torch.optim.Optimizer:
+        what = "is no subclass of torch.optim.Optimizer" if found is not None else "does not exist"
+        close = get_close_matches(class_name, optimizers, n=1)
+        known = f"did you mean {close[0]}?" if close else f"optimizers there: {', '.join(optimizers) or 'none'}"
+        raise ConfigError(f"{name!r}: {class_name} {what}; {known}")
+    return found
+
+
+def _check_step(name: str, cls: Any) -> None:
+    _, *arguments = inspect.signature(cls.step).parameters.values()
+    if needed := [a.name for a in arguments if a.default is _REQUIRED and a.kind in _KINDS]:
+        raise ConfigError(f"{name!r}: its step() needs {' and '.join(needed)}, which this trainer does not give")
+
+
+def _is_optimizer(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+
+
+def _options(cls: Any) -> dict[str, inspect.Parameter]:
+    """The constructor's arguments that JSON can express, without the first, which takes the parameters."""
+    _, *parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p for p in parameters if p.kind in _KINDS and _is_plain(p.default)}
+
+
+def _is_plain(default: Any) -> bool:
+    if isinstance(default, tuple | list):
+        return all(map(_is_plain, default))
+    return default is _REQUIRED or default is None or isinstance(default, bool | int | float | str)
+
+
+def _config_type(class_name: str, cls: Any, parameters: dict[str, inspect.Parameter]) -> type[Any]:
+    try:
+        hints = get_type_hints(cls.__init__)
+    except Exception:  # a name that exists only for type checkers
+        hints = {}
+    fields: list[Any] = []
+    required = []
+    for name, parameter in parameters.items():
+        if parameter.default is _REQUIRED:
+            required.append(name)
+        default = None if parameter.default is _REQUIRED else parameter.default
+        annotation = _lr_type(default) if name == "lr" else _type(default, hints.get(name))
+        make: Callable[[], Any] = (lambda value: lambda: value)(default)
+        fields.append((name, Annotated[annotation, _HELP], field(default_factory=make)))
+
+    def check(config: Any) -> None:
+        missing = [name for name in (*required, "lr") if getattr(config, name) is None]
+        if missing:
+            raise ValueError(f"{class_name} needs {' and '.join(dict.fromkeys(missing))}; set it")
+
+    return make_dataclass(f"{class_name}Options", fields, frozen=True, namespace={"__post_init__": check})
+
+
+def _lr_type(default: Any) -> Any:
+    return NonNegative if isinstance(default, int | float) else NonNegative | None
+
+
+def _type(default: Any, hint: Any) -> Any:
+    """The type of an option: from its default, else from its annotation, else anything."""
+    if isinstance(default, bool | str):
+        return type(default)
+    if isinstance(default, int | float):
+        return int if hint is int else int | float  # old constructors write weight_decay=0
+    if isinstance(default, tuple | list) and default:
+        return tuple[tuple(_type(member, None) for member in default)]  # type: ignore[misc]  # made at run time
+    if default is None and hint is not None:
+        leaves = [t for t in (bool, int, float, str) if t in leaf_types(hint)]
+        if leaves:
+            found: Any = leaves[0]
+            for leaf in leaves[1:]:
+                found = found | leaf
+            return found | None
+    return Any
+
+
+def _distribution(module_name: str) -> tuple[str, str]:
+    from importlib.metadata import packages_distributions, version
+
+    names = packages_distributions().get(module_name.partition(".")[0], [])
+    return (names[0], version(names[0])) if names else ("unknown", "unknown")
