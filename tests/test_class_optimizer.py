@@ -59,6 +59,10 @@ def test_a_class_of_torch_trains_with_its_options() -> None:
     assert group["eps"] == torch.optim.NAdam(parameters()).defaults["eps"]
 
 
+def test_a_class_may_be_called_as_an_installed_optimizer_is() -> None:
+    assert type(create_optimizer("torch.optim:AdamW", parameters())) is torch.optim.AdamW
+
+
 def test_it_is_listed_as_unverified_with_its_distribution() -> None:
     registered = load_registry().find("torch.optim:NAdam")
     assert registered.verified is False

@@ -99,7 +99,7 @@ BAD_TRAIN_VALUES = [
     ("project_name", "~", "expected a name"),
     ("project_name", "x" * 300, "at most 100"),
     ("run_name", "a/b", "expected a name"),
-    ("resume_ckpt", "findlast", "not implemented yet"),
+    ("resume_ckpt", "findlast", "no checkpoint of project"),
 ]
 
 

@@ -74,6 +74,8 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "save_ckpts_from_n_epochs": (1, 0),
     "ckpt_every_n_minutes": (20, 0.5),
     "save_optimizer": (True, False),
+    "keep_last_n_ckpts": (2, 3),
+    "resume_changed": (True, False),
     "no_save_ckpt": (True, False),
     "no_prepend_last": (True, False),
     "sample_prompts": ("one.txt", "two.txt"),
@@ -82,8 +84,8 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "write_schedule": (True, False),
 }
 """A value for the file and another one for the command line; paths exist in the test's folder."""
-OTHER_KEYS = {"attn_type", "model_config", "required_plugins", "wandb"}
-"""Keys with tests of their own: no effect but a line, for single-file models only, checked first, needs a package."""
+OTHER_KEYS = {"attn_type", "model_config", "required_plugins", "resume", "wandb"}
+"""Keys with tests of their own."""
 PATHS = {"data_root", "cache_dir", "logdir", "save_ckpt_dir", "optimizer_config", "sample_prompts"}
 
 

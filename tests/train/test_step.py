@@ -68,7 +68,7 @@ def test_accumulated_gradients_are_averaged_not_summed(make_session, write_optim
 def test_the_last_window_of_an_epoch_is_averaged_over_what_it_has(make_session, write_optimizer) -> None:
     write_optimizer(ADAMW)
     session = make_session(grad_accum=3)  # 4 batches: a window of 3 and one of 1
-    windows = list(session.windows(0))
+    windows = list(session.windows())
     assert [len(window) for window in windows] == [3, 1]
     session.batch_number = 3
     forward_loss(session, windows[1][0]).backward()

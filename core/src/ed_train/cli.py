@@ -59,6 +59,11 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("ed-train: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BaseException as error:
+        if number := getattr(error, "interrupted_by", 0):
+            print(f"ed-train: {error}", file=sys.stderr)
+            return 128 + int(number)
+        raise
     return OK
 
 

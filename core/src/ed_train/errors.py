@@ -47,3 +47,7 @@ class PluginError(EdTrainError):
 
 class CheckpointError(EdTrainError):
     """A checkpoint cannot be written or read."""
+
+
+class NonFiniteWeights(CheckpointError):
+    """A checkpoint is not written since weights are NaN or infinite: there is no point in going on."""

@@ -120,10 +120,11 @@ class OptimizerRegistry:
         found = [o for o in self.optimizers if o.spec.name == short and distribution in ("", o.distribution)]
         if len(found) == 1:
             return found[0]
-        if not found and distribution and short not in {*self.names, *DISTRIBUTION_OF_OPTIMIZER}:
+        if not found and distribution:
             from ed_train.class_optimizer import is_class_name, optimizer_of_class
 
-            if is_class_name(name):
+            known = short in {*self.names, *DISTRIBUTION_OF_OPTIMIZER} and short == name.strip().rpartition(":")[2]
+            if is_class_name(name) and not known:
                 return RegisteredOptimizer(*optimizer_of_class(name), verified=False)
         raise ConfigError(self._not_found(name, distribution, short) if not found else _ambiguous(name, found))
 

@@ -15,14 +15,14 @@ from ed_train.config.freeze_sections import FREE_KEYS
 from ed_train.config.jsontext import Document, read_json_object
 from ed_train.config.optimizer_file import OptimizerFileResolver
 from ed_train.config.optimizer_keys import SCHEDULE_KEYS, Given
-from ed_train.config.record import differing_plugins, read_record
+from ed_train.config.record import Record, differing_plugins, read_record
 from ed_train.config.required import check_required_plugins
 from ed_train.config.run import RunConfig
+from ed_train.config.start import changes_since, find_start, recorded_configuration
 from ed_train.config.train_keys import DEAD, NOT_YET, TrainConfig
 from ed_train.config.validate import validated
 from ed_train.errors import ConfigError, Problem
 from ed_train.models.prompts import SamplePrompt, SampleSettings, parse_sample_settings, read_sample_prompts
-from ed_train.models.reference import ModelReference, check_model
 from ed_train.registry import OptimizerRegistry
 
 INPUTS = ("data_root", "model_config", "optimizer_config", "resume_ckpt", "sample_prompts")
@@ -44,9 +44,7 @@ def load_config(
         ConfigError: with every problem of all files and flags.
     """
     problems: list[Problem] = []
-    document = _read(config_file, problems)
-    record = read_record(document) if document else None
-    document = record.train if record else document
+    document, record = _read_settings(flags, config_file, problems)
     given = _given_values(flags, document)
     check_required_plugins(given.get("required_plugins"), registry)
     train, found, notes = _train_config(given)
@@ -64,29 +62,43 @@ def load_config(
     problems += check_values(train, given)
     train, found = _resolved_paths(train, given, folder, to_train)
     problems += found
-    model, found, model_notes = _model(train, given, folder, to_train)
-    problems += found
+    start = find_start(train, given, folder, weights=to_train)
+    problems += start.problems
     recorded = record.samples if record and "sample_prompts" not in given else None
     train, samples, found, sample_notes = _samples(given, train, folder, recorded)
     problems += found
     if config_file and document is None:
         problems = [p for p in problems if p.where]  # whatever else is missing may stand in the file
-    if problems or optimizers is None or model is None:
+    if problems or optimizers is None or start.model is None:
         first_of_each = {(p.where, p.key): p for p in reversed(problems)}
         raise ConfigError(reversed(first_of_each.values()))
     if train.seed == -1:
-        train = replace(train, seed=secrets.randbelow(2**32))
+        resumed = start.resume.run["train"]["seed"] if start.resume else None
+        train = replace(train, seed=secrets.randbelow(2**32) if resumed is None else resumed)
         notes.append(f"seed -1: this run's seed is {train.seed}")
-    return RunConfig(
+    run = RunConfig(
         train=train,
         sources={key: given[key].where if key in given else "default" for key in annotations_of(TrainConfig)},
-        model=model,
+        model=start.model,
+        resume=start.resume,
         components=optimizers.components,
         freezing=optimizers.freezing,
         grad_scaler_tweaks=optimizers.grad_scaler_tweaks,
         samples=samples,
-        notes=(*notes, *resolver.notes, *model_notes, *sample_notes),
+        notes=(*notes, *resolver.notes, *start.notes, *sample_notes),
     )
+    return replace(run, notes=(*run.notes, *changes_since(run, start.resume))) if start.resume else run
+
+
+def _read_settings(
+    flags: Mapping[str, str], config_file: Path | None, problems: list[Problem]
+) -> tuple[Document | None, Record | None]:
+    """train.json; or the sections of a run.json, or of a checkpoint that a flag alone says to resume."""
+    document = (
+        recorded_configuration(flags) if config_file is None and "resume" in flags else _read(config_file, problems)
+    )
+    record = read_record(document) if document else None
+    return (record.train if record else document), record
 
 
 def _read(path: Path | None, problems: list[Problem]) -> Document | None:
@@ -235,19 +247,3 @@ def _resolved_paths(
         if message := output_problem(Path(outputs[key])):
             problem(key if key in given or key == "logdir" else "logdir", message)
     return replace(train, data_root=str(data_root or train.data_root), **outputs), problems
-
-
-def _model(
-    train: TrainConfig, given: Mapping[str, Given], folder: Path, weights: bool
-) -> tuple[ModelReference | None, list[Problem], list[str]]:
-    if train.resume_ckpt is None:
-        message = "not set; name the model to start from: a diffusers folder, a hub id such as owner/name, or one file"
-        return None, [Problem("", "resume_ckpt", message)], []
-    origin = given["resume_ckpt"]
-    if train.resume_ckpt == "findlast":
-        message = "findlast: going on with the last run is not implemented yet; name one of its checkpoint folders"
-        return None, [Problem(origin.where, origin.key, message)], []
-    reference, messages = check_model(train.resume_ckpt, base=folder, model_config=train.model_config, weights=weights)
-    if reference is None:
-        return None, [Problem(origin.where, origin.key, message) for message in messages], []
-    return reference, [], [f"{origin.source}: {message}" for message in messages]

@@ -34,9 +34,12 @@ class Record:
 
 def configuration_of(run: RunConfig) -> dict[str, Any]:
     """The sections of run.json that say what to do, in JSON values."""
-    unused = {*NOT_YET, *PART_OF, *DEAD, *IN_OPTIMIZER_SECTION}
+    unused = {"resume", "resume_changed", *NOT_YET, *PART_OF, *DEAD, *IN_OPTIMIZER_SECTION}
     train = {key: value for key, value in vars(run.train).items() if key not in unused}
-    train |= {"resume_ckpt": run.model.location, "model_config": run.model.model_config}
+    if run.resume:  # the weights came from a checkpoint, the run from the model that its first part began with
+        train |= {key: run.resume.run["train"].get(key) for key in ("resume_ckpt", "model_config")}
+    else:
+        train |= {"resume_ckpt": run.model.location, "model_config": run.model.model_config}
     return {
         RECORD_KEY: RECORD_FORMAT,
         "train": train,

@@ -12,6 +12,7 @@ from ed_train.models.prompts import SampleSettings
 from ed_train.registry import RegisteredFreezePolicy, RegisteredOptimizer
 
 if TYPE_CHECKING:
+    from ed_train.config.resume import ResumePoint
     from ed_train.models.reference import ModelReference
 
 UNET = "unet"
@@ -57,6 +58,7 @@ class RunConfig:
         train: the settings; paths are absolute, the seed is drawn, nothing is left to look up.
         sources: where each train.json key came from: ``train.json:3``, ``--lr`` or ``default``.
         model: where the weights come from.
+        resume: the checkpoint of an interrupted run that goes on; None for a new one.
         components: the components that train, by name, the UNet first.
         freezing: the freeze policies to apply, in the order of their sections.
         samples: the sample pictures to draw.
@@ -69,6 +71,7 @@ class RunConfig:
     model: ModelReference
     components: Mapping[str, ComponentConfig]
     freezing: tuple[FreezeConfig, ...] = ()
+    resume: ResumePoint | None = None
     grad_scaler_tweaks: bool = True
     samples: SampleSettings = field(default_factory=SampleSettings)
     notes: tuple[str, ...] = field(default=())

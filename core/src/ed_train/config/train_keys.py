@@ -32,6 +32,12 @@ class TrainConfig:
     resume_ckpt: Annotated[
         str | None, Group("model"), Help("model to start from: diffusers folder, hub id, or .safetensors/.ckpt file")
     ] = None
+    resume: Annotated[str | None, Help("go on with an interrupted run: latest, or one of its checkpoint folders")] = (
+        None
+    )
+    resume_changed: Annotated[
+        bool, Help("go on although optimizer, frozen layers or model have changed; what does not fit begins anew")
+    ] = False
     model_config: Annotated[
         str | None, Help("diffusers folder with the configuration of a single-file model, to load it without the hub")
     ] = None
@@ -113,7 +119,10 @@ class TrainConfig:
     save_every_n_epochs: Annotated[Count | None, Help("save a checkpoint every so many epochs")] = None
     save_ckpts_from_n_epochs: Annotated[Whole, Help("no save_every_n_epochs before this epoch")] = 0
     ckpt_every_n_minutes: Annotated[Positive | None, Help("save a checkpoint every so many minutes")] = None
-    save_optimizer: Annotated[bool, Help("put the optimizer state into checkpoints")] = False
+    save_optimizer: Annotated[
+        bool, Help("keep the training state in every checkpoint; without, only the newest has it")
+    ] = False
+    keep_last_n_ckpts: Annotated[Count | None, Help("remove older checkpoints of the run; null: keep all")] = None
     no_save_ckpt: Annotated[bool, Help("save no checkpoint at all")] = False
     no_prepend_last: Annotated[bool, Help("do not put last- before the name of the checkpoint at the end")] = False
     sample_prompts: Annotated[str, Help("prompts of the sample pictures: a .txt or .json file")] = "sample_prompts.txt"
@@ -143,7 +152,10 @@ class TrainConfig:
     ed1_mode: Annotated[Any, Help("")] = None
 
 
-OWN_KEYS = ("model_config", "crops_per_image", "cache_dir", "max_steps", "mixed_precision", "required_plugins")
+OWN_KEYS = (
+    "model_config", "crops_per_image", "cache_dir", "max_steps", "mixed_precision", "required_plugins", "resume",
+    "resume_changed", "keep_last_n_ckpts",
+)  # fmt: skip
 """Keys that EveryDream 2 does not have."""
 
 NOT_YET: dict[str, str] = {

@@ -92,6 +92,10 @@ class LatentCache:
         """
         return self._store.get(self._key(path, crop, flip))
 
+    def content(self, path: Path) -> str:
+        """The hash of a picture's file."""
+        return self._content[path]
+
     def missing(self) -> list[ImageItem]:
         """Return the images of which something has to be encoded. Unless files have changed, none of them is read."""
         self._store.refresh()

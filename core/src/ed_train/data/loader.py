@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +92,15 @@ class BatchLoader:
         for number, batch in enumerate(self.plan(epoch)):
             samples = [{"image": shown(self._items[s.item].path), **asdict(s)} for s in batch.samples]
             yield {"epoch": epoch, "batch": number, "size": batch.bucket, "own": batch.real, "samples": samples}
+
+    def fingerprint(self, epoch: int) -> str:
+        """A hash of everything that an epoch's batches hold: order, pictures by their content, crops, captions."""
+        digest = hashlib.sha256(f"{self._batch_size}".encode())
+        for batch in self.plan(epoch):
+            for s in batch.samples:
+                content = self._latents.content(self._items[s.item].path)
+                digest.update(json.dumps([batch.bucket, batch.real, content, s.crop, s.flip, s.caption]).encode())
+        return digest.hexdigest()
 
     @property
     def captions(self) -> list[str]:

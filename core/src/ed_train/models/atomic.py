@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,62 @@ def atomic_file(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temp
         _finish_file(temp)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it has a newer format; says which.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no {MANIFEST}; it is no checkpoint of ed-train, or not whole") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise CheckpointError(f"{path} is damaged: it lists no files")
+    if manifest.get("format") != MANIFEST_FORMAT:
+        wanted = f"this ed-train reads format {MANIFEST_FORMAT}"
+        raise CheckpointError(f"{path} has format {manifest.get('format')!r}; {wanted}; upgrade ed-train")
+    return manifest
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any], *, optional: Iterable[str] = ()) -> None:
+    """Compare a checkpoint's files with its manifest, byte by byte.
+
+    Args:
+        folder: the checkpoint.
+        manifest: of it.
+        optional: names of files that may be missing.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or changed; names all of them.
+    """
+    wrong = []
+    may_be_missing = set(optional)
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        try:
+            if not path.is_file():
+                wrong += [] if name in may_be_missing else [f"{name} is missing"]
+            elif path.stat().st_size != entry["size"]:
+                wrong.append(f"{name} has {path.stat().st_size:,} bytes instead of {entry['size']:,}")
+            elif file_sha256(path) != entry["sha256"]:
+                wrong.append(f"{name} has changed since it was written")
+        except OSError as error:
+            wrong.append(f"{name} cannot be read: {error.strerror}")
+    if wrong:
+        raise CheckpointError(f"{folder} is damaged: {'; '.join(wrong)}")
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a checkpoint so that a crash leaves no half of it under its name."""
+    temp = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    folder.rename(temp)
+    _remove(temp)
 
 
 def clean_partials(parent: Path) -> list[Path]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 
-from ed_train.errors import CheckpointError
+from ed_train.errors import NonFiniteWeights
 from ed_train.models.tensors import listed, non_finite
 
 if TYPE_CHECKING:
@@ -23,11 +24,32 @@ TEXT_ENCODER_WEIGHTS = "model.safetensors"
 _PREFIX = "text_model."
 
 
+@dataclass(frozen=True)
+class ModelWeights:
+    """A model's weights at one moment, and its configuration: what can be written while the model trains on.
+
+    Attributes:
+        state: the state dict.
+        config: the content of its config.json.
+    """
+
+    state: Mapping[str, torch.Tensor]
+    config: Mapping[str, Any]
+
+
+def weights_of(module: torch.nn.Module, *, copy: bool = False) -> ModelWeights:
+    """A module's weights; a `copy` lies in the CPU's memory and does not change with the module."""
+    state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    if copy:
+        state = {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
+    return ModelWeights(state, component_config(module))
+
+
 def write_pipeline(
     folder: Path,
     *,
-    unet: UNet2DConditionModel,
-    text_encoder: CLIPTextModel,
+    unet: UNet2DConditionModel | ModelWeights,
+    text_encoder: CLIPTextModel | ModelWeights,
     vae: AutoencoderKL | Path,
     tokenizer: CLIPTokenizer | Path,
     scheduler_config: Mapping[str, Any],
@@ -47,14 +69,15 @@ def write_pipeline(
         extra: more fields of model_index.json; readers ignore those that begin with an underscore.
 
     Raises:
-        CheckpointError: a component has NaN or infinite weights.
+        NonFiniteWeights: a component has NaN or infinite weights.
         OSError, SafetensorError: the disk is full or failing.
     """
-    write_weights(folder / "unet" / DIFFUSERS_WEIGHTS, unet.state_dict(), "unet")
-    _write_json(folder / "unet" / "config.json", component_config(unet))
-    text_weights = with_prefix(text_encoder.state_dict())
-    write_weights(folder / "text_encoder" / TEXT_ENCODER_WEIGHTS, text_weights, "text_encoder")
-    _write_json(folder / "text_encoder" / "config.json", component_config(text_encoder))
+    unet_weights = unet if isinstance(unet, ModelWeights) else weights_of(unet)
+    write_weights(folder / "unet" / DIFFUSERS_WEIGHTS, unet_weights.state, "unet")
+    _write_json(folder / "unet" / "config.json", unet_weights.config)
+    text_weights = text_encoder if isinstance(text_encoder, ModelWeights) else weights_of(text_encoder)
+    write_weights(folder / "text_encoder" / TEXT_ENCODER_WEIGHTS, with_prefix(text_weights.state), "text_encoder")
+    _write_json(folder / "text_encoder" / "config.json", text_weights.config)
     if isinstance(vae, Path):
         _copy(vae, folder / "vae", ("config.json", DIFFUSERS_WEIGHTS))
     else:
@@ -72,10 +95,10 @@ def write_weights(path: Path, state: Mapping[str, torch.Tensor], component: str)
     """Write tensors as a float32 safetensors file.
 
     Raises:
-        CheckpointError: a tensor has NaN or infinite elements; names component and tensors.
+        NonFiniteWeights: a tensor has NaN or infinite elements; names component and tensors.
     """
     if bad := non_finite(state):
-        raise CheckpointError(f"{component} has NaN or infinite weights and is not saved: {listed(bad)}")
+        raise NonFiniteWeights(f"{component} has NaN or infinite weights and is not saved: {listed(bad)}")
     path.parent.mkdir(exist_ok=True)
     tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in state.items()}
     save_file(tensors, path, metadata={"format": "pt"})

@@ -44,6 +44,16 @@ class TrainedComponent:
         estimate = self.config.optimizer.spec.effective_lr
         return float(estimate(self.optimizer.param_groups[0])) if estimate else self.lr
 
+    def set_schedule(self, steps: int) -> None:
+        """Move the schedule to where it is after so many steps, with the learning rate that is configured now."""
+        schedule: Any = self.lr_scheduler  # a LambdaLR, like all of diffusers': a function of the step alone
+        schedule.last_epoch, schedule._step_count = steps, steps + 1
+        for group, base, factor in zip(
+            self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["initial_lr"], group["lr"] = base, base * factor(steps)
+        schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
     def set_training(self, training: bool) -> None:
         """Switch the module, and a schedule-free optimizer with it."""
         self.module.train(training)

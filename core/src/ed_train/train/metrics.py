@@ -29,7 +29,9 @@ class Metrics:
     Values stay on the device between two log points, so that logging never makes the device wait.
     """
 
-    def __init__(self, folder: Path | None, epochs: int, steps: int, train: TrainConfig) -> None:
+    def __init__(
+        self, folder: Path | None, epochs: int, steps: int, train: TrainConfig, step: int = 0, epoch: int = 0
+    ) -> None:
         """Open the bars and the files.
 
         Args:
@@ -37,6 +39,8 @@ class Metrics:
             epochs: number of epochs, for the bar.
             steps: number of optimizer steps, for the bar.
             train: says how often to log, and whether to Weights & Biases as well.
+            step: where the run goes on; what an earlier part of it logged beyond that does not count.
+            epoch: likewise.
         """
         self.log_step = train.log_step
         self.writer: Any = None
@@ -50,13 +54,17 @@ class Metrics:
                 import wandb
 
                 wandb.init(project=train.project_name, name=folder.name, dir=str(folder), sync_tensorboard=True)
-            self.writer = SummaryWriter(str(folder))
+            self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         self.steps = steps
         terminal = sys.stdout.isatty()  # elsewhere a line at each log point takes the place of the bars
         self.plain = folder is not None and not terminal
         quiet = folder is None or not terminal
-        self.epoch_bar = tqdm(total=epochs, desc="epochs", unit="epoch", disable=quiet, position=0, file=sys.stdout)
-        self.step_bar = tqdm(total=steps, desc="steps", unit="step", disable=quiet, position=1, file=sys.stdout)
+        self.epoch_bar = tqdm(
+            total=epochs, desc="epochs", unit="epoch", initial=epoch, disable=quiet, position=0, file=sys.stdout
+        )
+        self.step_bar = tqdm(
+            total=steps, desc="steps", unit="step", initial=step, disable=quiet, position=1, file=sys.stdout
+        )
 
     def say(self, line: str) -> None:
         """Print a line above the bars, from the main process."""

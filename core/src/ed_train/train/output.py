@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import itertools
 import json
+import secrets
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from filelock import FileLock, Timeout
 
+from ed_train.config.record import configuration_of
+from ed_train.config.resume import STATE_FILE
 from ed_train.config.run import RunConfig
-from ed_train.errors import EdTrainError
-from ed_train.models.atomic import atomic_folder, clean_partials
+from ed_train.errors import CheckpointError, EdTrainError, NonFiniteWeights
+from ed_train.models.atomic import clean_partials
 from ed_train.models.samples import draw_samples, save_samples
-from ed_train.models.save import write_pipeline
+from ed_train.models.save import weights_of
+from ed_train.train.checkpoint import CheckpointWriter, Snapshot, checkpoints_of, fits_in_memory, manifest_header
+from ed_train.train.optimizer_state import optimizer_record
+from ed_train.train.state import OPTIMIZER_FILES, on_cpu, size_of
 
 if TYPE_CHECKING:
     from ed_train.data.loader import BatchLoader
     from ed_train.train.session import Session
 
-STATE_FILES = {"unet": "optimizer_unet.pt", "text_encoder": "optimizer_te.pt"}
+MAX_FAILED_SAVES = 3
+"""In a row; training then stops, since it would be lost with the next crash."""
 
 
 class Output:
@@ -29,49 +37,130 @@ class Output:
     Attributes:
         folder: ``LOGDIR/NAME``: metrics, samples and, unless save_ckpt_dir says otherwise, checkpoints.
         checkpoints: the folder of the checkpoints.
-        saved: the checkpoints that this run has written, oldest first.
+        run_id: tells the checkpoints of this run from those of others; a resumed run keeps it.
+        last_saved: when the last checkpoint was begun, of time.monotonic.
     """
 
     def __init__(self, run: RunConfig) -> None:
-        """Create the run's folder, under a name that no other run has."""
-        train = run.train
-        name = train.run_name or f"{train.project_name}_{time.strftime('%Y%m%d-%H%M%S')}"
-        self.folder = _new_folder(Path(train.logdir), name)
-        self.checkpoints = Path(train.save_ckpt_dir) if train.save_ckpt_dir else self.folder / "ckpts"
-        self.saved: list[Path] = []
-        self.last_saved = time.monotonic()
-        if self.checkpoints.is_dir():
-            clean_partials(self.checkpoints)
-
-    def save(self, session: Session, epoch: int, *, last: bool = False) -> Path:
-        """Write a checkpoint: a diffusers folder, the optimizers' state if wanted, and a manifest with checksums.
-
-        It appears under its name only when it is complete.
+        """Create the run's folder, under a name that no other run has; a resumed run goes on in its own.
 
         Raises:
-            CheckpointError: it cannot be written, or weights are not finite.
+            EdTrainError: it cannot be made, or another process is training in it.
         """
-        train = session.run.train
-        prefix = "last-" if last and not train.no_prepend_last else ""
-        name = f"{prefix}{train.project_name}-ep{epoch:02d}-gs{session.step:05d}"
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        target = _unused(self.checkpoints / name)
-        with atomic_folder(target, extra=_manifest(session, epoch)) as folder:
-            model = session.model
-            write_pipeline(
-                folder,
-                unet=session.accelerator.unwrap_model(session.unet),
-                text_encoder=session.accelerator.unwrap_model(session.text_encoder),
-                vae=model.copyable("vae") or model.load_vae(),
-                tokenizer=model.copyable("tokenizer") or model.load_tokenizer(),
-                scheduler_config=model.scheduler_config(zero_terminal_snr=train.enable_zero_terminal_snr),
-            )
-            if train.save_optimizer:
-                for component in session.components:
-                    torch.save(component.optimizer.state_dict(), folder / STATE_FILES[component.name])
-        self.saved.append(target)
+        train, resume = run.train, run.resume
+        name = train.run_name or f"{train.project_name}_{time.strftime('%Y%m%d-%H%M%S')}"
+        self.folder = resume.folder if resume and resume.folder else _new_folder(Path(train.logdir), name)
+        self._lock = _locked(self.folder)
+        self.run_id = str(resume.manifest["run_id"]) if resume else secrets.token_hex(8)
+        checkpoints = Path(train.save_ckpt_dir) if train.save_ckpt_dir else self.folder / "ckpts"
+        if checkpoints.is_dir():
+            clean_partials(checkpoints)
+        self.writer = CheckpointWriter(
+            checkpoints, train.keep_last_n_ckpts, train.save_optimizer, checkpoints_of(self.run_id, checkpoints)
+        )
         self.last_saved = time.monotonic()
-        return target
+        self._failures = 0
+        self._saved_step = -1
+
+    @property
+    def saved(self) -> list[Path]:
+        """The whole checkpoints of this run, oldest first."""
+        return self.writer.saved
+
+    def save(self, session: Session, state: Mapping[str, Any], *, last: bool = False) -> None:
+        """Write a checkpoint: a diffusers folder, the training state, and a manifest with checksums.
+
+        It is copied in memory and written while training goes on, if the memory allows; else training waits.
+        It appears under its name only when it is whole.
+
+        Args:
+            session: its modules and optimizers are in evaluation mode.
+            state: what `training_state` collected.
+            last: this is the end of the run, or of this part of it: wait until it is written.
+
+        Raises:
+            EdTrainError: it cannot be written, and `last`, or as often before; or weights are not finite.
+        """
+        self.after_save(session, self._waited(session))
+        if session.step == self._saved_step:
+            return
+        self.last_saved, self._saved_step = time.monotonic(), session.step
+        components = session.components
+        size = sum(size_of(c.module.state_dict()) + size_of(c.optimizer.state_dict()) for c in components)
+        copy = not last and fits_in_memory(size)
+        snapshot = self._snapshot(session, state, copy=copy, last=last)
+        self.writer.submit(snapshot)
+        if not copy:
+            self.after_save(session, self._waited(session, fatal=last))
+
+    def poll(self, session: Session) -> None:
+        """Say what has been saved, or not, since the last time. Raises EdTrainError as `save` does."""
+        if not self.writer.busy:
+            self.after_save(session, self._waited(session))
+
+    def after_save(self, session: Session, saved: Path | None) -> None:
+        if saved:
+            self._failures = 0
+            session.metrics.say(f"saved {saved}")
+
+    def _waited(self, session: Session, *, fatal: bool = False) -> Path | None:
+        try:
+            return self.writer.wait()
+        except NonFiniteWeights as error:
+            good = f"the last good checkpoint is {self.saved[-1]}" if self.saved else "there is no good checkpoint"
+            raise EdTrainError(f"training stopped at step {session.step}: {error}; {good}") from error
+        except CheckpointError as error:
+            self._failures, self._saved_step = self._failures + 1, -1
+            if fatal:
+                raise
+            if self._failures >= MAX_FAILED_SAVES:
+                message = (
+                    f"training stopped at step {session.step} after {self._failures} failed saves in a row: {error}"
+                )
+                raise EdTrainError(message) from error
+            session.metrics.say(f"warning: {error}; training goes on")
+            return None
+
+    def _snapshot(self, session: Session, state: Mapping[str, Any], *, copy: bool, last: bool) -> Snapshot:
+        train, model = session.run.train, session.model
+        prefix = "last-" if last and session.done and not train.no_prepend_last else ""
+        epoch = session.epoch + (1 if last and session.batches_done else 0)
+        name = f"{prefix}{train.project_name}-ep{epoch:02d}-gs{session.step:05d}"
+        states = {OPTIMIZER_FILES[c.name]: c.optimizer.state_dict() for c in session.components}
+        modules = {
+            "unet": session.accelerator.unwrap_model(session.unet),
+            "text_encoder": session.accelerator.unwrap_model(session.text_encoder),
+        }
+        return Snapshot(
+            target=_unused(self.writer.folder / name),
+            pipeline={
+                **{n: weights_of(m, copy=copy and n in session.run.components) for n, m in modules.items()},
+                "vae": model.copyable("vae") or model.load_vae(),
+                "tokenizer": model.copyable("tokenizer") or model.load_tokenizer(),
+                "scheduler_config": model.scheduler_config(zero_terminal_snr=train.enable_zero_terminal_snr),
+            },
+            states={STATE_FILE: state, **(on_cpu(states) if copy else states)},
+            manifest=self._manifest(session),
+        )
+
+    def _manifest(self, session: Session) -> dict[str, Any]:
+        """What a later resume must know about a checkpoint, beside the sizes and checksums of its files."""
+        return {
+            **manifest_header(session.run.train.project_name, self.run_id, self.folder),
+            "step": session.step,
+            "epoch": session.epoch,
+            "batches_done": session.batches_done,
+            "batch_number": session.batch_number,
+            "data": session.loader.fingerprint(session.epoch),
+            "processes": session.accelerator.num_processes,
+            "optimizers": {c.name: optimizer_record(c) for c in session.components},
+            "run": configuration_of(session.run),
+        }
+
+    def close(self) -> None:
+        """Wait for the checkpoint that is being written, and let others use the folder."""
+        self.writer.close()
+        self._lock.release()
 
     def write_schedule(self, loader: BatchLoader, epoch: int) -> None:
         """Append an epoch's batches to ``schedule.jsonl``: a line each, with its pictures, crops and captions."""
@@ -101,20 +190,6 @@ class Output:
         session.metrics.say(f"samples {paths[-1]}")
 
 
-def _manifest(session: Session, epoch: int) -> dict[str, Any]:
-    """What a later resume must know about a checkpoint, beside the sizes and checksums of its files."""
-    optimizers = {
-        c.name: {
-            "optimizer": c.config.optimizer.spec.name,
-            "distribution": c.config.optimizer.distribution,
-            "version": c.config.optimizer.version,
-            "parameters": c.parameter_names,
-        }
-        for c in session.components
-    }
-    return {"step": session.step, "epoch": epoch, "batch_number": session.batch_number, "optimizers": optimizers}
-
-
 def _new_folder(parent: Path, name: str) -> Path:
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +205,19 @@ def _new_folder(parent: Path, name: str) -> Path:
     raise AssertionError("itertools.count never ends")
 
 
+def _locked(folder: Path) -> FileLock:
+    """Take a run's folder for this process; the lock goes with the process, however it ends."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise EdTrainError(f"{folder} is in use by another ed-train; end that one, or begin a new run") from None
+    except OSError as error:
+        raise EdTrainError(f"the run's folder {folder} cannot be written to: {error.strerror}") from error
+    return lock
+
+
 def _unused(path: Path) -> Path:
-    """The path, or with -2, -3, ... behind it where it is taken."""
+    """The path, or with -2, -3, ... behind it where another run's checkpoint has it."""
     candidates = (path.with_name(f"{path.name}-{n}" if n > 1 else path.name) for n in itertools.count(1))
     return next(candidate for candidate in candidates if not candidate.exists())

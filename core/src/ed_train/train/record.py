@@ -25,14 +25,20 @@ RECORD_FILE = "run.json"
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "pluggy")
 
 
-def write_record(folder: Path, run: RunConfig, accelerator: Accelerator, precision: str) -> None:
+def write_record(folder: Path, run: RunConfig, accelerator: Accelerator, precision: str, step: int) -> None:
     """Write run.json into a run's folder; ``ed-train --config FOLDER/run.json`` repeats the run.
+
+    Where a run goes on, its run.json stays as it is, and how it goes on is written beside it with the step's number.
 
     Raises:
         CheckpointError: it cannot be written.
     """
     text = json.dumps(run_record(run, accelerator, precision), indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_file(folder / RECORD_FILE) as file:
+    target = folder / RECORD_FILE
+    if target.exists():
+        target = folder / f"run-from-gs{step:05d}.json"
+        target.unlink(missing_ok=True)  # resumed from there a second time
+    with atomic_file(target) as file:
         file.write_text(text + "\n", encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -17,6 +17,8 @@ from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
 from ed_train.models.text import text_embeddings
 from ed_train.train.noise import Diffusion
 from ed_train.train.precision import SCALER_SETTINGS, resolve_precision
+from ed_train.train.signals import Interrupted, StopSignals
+from ed_train.train.state import training_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,10 +45,14 @@ class Session:
         loader: the batches.
         output: the run's folder: checkpoints and sample pictures; None in every process but the main one.
         metrics: progress bars and logged values.
+        signals: tells whether somebody wants the run to stop.
         total_steps: optimizer steps of the whole run.
         epochs: epochs of the whole run, the last one perhaps cut short by max_steps.
         batch_number: global batches so far; seeds each batch's noise.
+        epoch: the current one, from 0.
+        batches_done: global batches of it that have been trained.
         step: optimizer steps so far, skipped ones included.
+        first_step: `step` when this process began, more than 0 where a run goes on.
         skipped: steps that were skipped because of gradients that are not finite.
         skipped_in_a_row: how many of them since the last good one.
     """
@@ -63,8 +69,12 @@ class Session:
     metrics: Metrics
     total_steps: int
     epochs: int
+    signals: StopSignals
     batch_number: int = 0
+    epoch: int = 0
+    batches_done: int = 0
     step: int = 0
+    first_step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
 
@@ -74,14 +84,39 @@ class Session:
         scaler: torch.amp.GradScaler | None = self.accelerator.scaler
         return scaler
 
-    def windows(self, epoch: int) -> Iterator[list[Batch]]:
-        """The batches of each optimizer step of an epoch; the last window may be shorter than grad_accum."""
+    def windows(self) -> Iterator[list[Batch]]:
+        """The batches of each optimizer step of the current epoch that is left; the last may be fewer than grad_accum.
+
+        An epoch that is not cut short by max_steps is counted when its last window has been trained.
+        """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        if self.run.train.write_schedule and self.output:
-            self.output.write_schedule(self.loader, epoch)
-        with closing(self.loader.iterate(epoch, rank=rank, world=world)) as batches:
+        if self.run.train.write_schedule and self.output and not self.batches_done:
+            self.output.write_schedule(self.loader, self.epoch)
+        with closing(self.loader.iterate(self.epoch, self.batches_done, rank, world)) as batches:
             while window := list(islice(batches, self.run.train.grad_accum)):
                 yield window
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps have been taken."""
+        return self.step >= self.total_steps
+
+    def count(self, batches: int) -> bool:
+        """Count a step over so many batches; returns whether it was its epoch's last."""
+        self.step += 1
+        self.batches_done += batches
+        if self.batches_done < self.loader.steps_per_epoch:
+            return False
+        self.epoch, self.batches_done = self.epoch + 1, 0
+        return True
+
+    def agree(self, *wishes: bool) -> list[bool]:
+        """What any process wishes, so that all do the same."""
+        if self.accelerator.num_processes == 1:
+            return list(wishes)
+        flags = torch.tensor([float(wish) for wish in wishes], device=self.accelerator.device)
+        total: Tensor = self.accelerator.reduce(flags, "sum")
+        return [count > 0 for count in total.tolist()]
 
     @property
     def trained_modules(self) -> list[nn.Module]:
@@ -118,21 +153,28 @@ class Session:
         """Draw the sample pictures, as files ``NAME-...`` and in the metrics, unless samples are off."""
         if not self.run.train.sample_steps:
             return
-        with self.evaluation():
+        with self.evaluation(), suppress(Interrupted):  # whoever calls looks at the signals next
             if self.output:
-                self.output.sample(self, name)
+                with self.signals.deferred(False):
+                    self.output.sample(self, name)
 
-    def save(self, epoch: int, *, last: bool = False) -> None:
-        """Write a checkpoint, unless no_save_ckpt is set."""
+    def save(self, *, last: bool = False) -> None:
+        """Write a checkpoint, unless no_save_ckpt is set; all processes must call it together.
+
+        Args:
+            last: nothing follows: return when it is written.
+        """
         if self.run.train.no_save_ckpt:
             return
         with self.evaluation():
+            state = training_state(self)
             if self.output:
-                path = self.output.save(self, epoch, last=last)
-                self.metrics.say(f"saved {path}")
+                self.output.save(self, state, last=last)
 
     def close(self) -> None:
         """End the bars and log files, and the other processes' part in this run."""
+        if self.output:
+            self.output.close()
         self.metrics.close()
         self.accelerator.end_training()
 

@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ed_train.data.loader import Batch
+from ed_train.errors import PluginError
 from ed_train.train.components import TrainedComponent
 from ed_train.train.noise import batch_generator, perturb
 from ed_train.train.session import Session
+
+LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class StepResult:
     Attributes:
         loss: mean over this process's part of the window, a scalar.
         grad_norms: norm of each component's gradients before clipping, by name, scalars.
-        skipped: the components whose gradients were not finite; if there are any, no weight has changed.
+        skipped: the components whose gradients were not finite, or `LOSS`; if there are any, no weight has changed.
         images: pictures in the window, of all processes.
         files: the pictures of this process.
     """
@@ -43,9 +46,15 @@ def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
     ones would never move again, Adam-like ones would turn into NaN.
     """
     losses = []
+    images = sum(len(b.images) for b in window) * session.accelerator.num_processes
+    files = tuple(file for batch in window for file in batch.images)
     for index, batch in enumerate(window):
         with _gradient_sync(session, last=index == len(window) - 1):
             loss = forward_loss(session, batch)
+            if _may_look_at(loss, session) and not torch.isfinite(loss):
+                _zero_grad(session)
+                nothing = {c.name: torch.full_like(loss.detach(), torch.nan) for c in session.components}
+                return StepResult(loss.detach(), nothing, (LOSS,), images, batch.images)
             share = loss / len(window)
             torch.autograd.backward(session.scaler.scale(share) if session.scaler else share)
         losses.append(loss.detach())
@@ -55,14 +64,15 @@ def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
         for component in session.components:
             if limit := session.run.train.clip_grad_norm:
                 clip_grads_with_norm_(component.parameters, limit, norms[component.name])
-            component.optimizer.step()
+            try:
+                component.optimizer.step()
+            except Exception as error:
+                raise _step_failed(component, error) from error
             component.lr_scheduler.step()
     if session.scaler:
         session.scaler.update()
-    for component in session.components:
-        component.optimizer.zero_grad(set_to_none=True)
-    images = sum(len(b.images) for b in window) * session.accelerator.num_processes
-    return StepResult(torch.stack(losses).mean(), norms, skipped, images, tuple(f for b in window for f in b.images))
+    _zero_grad(session)
+    return StepResult(torch.stack(losses).mean(), norms, skipped, images, files)
 
 
 def forward_loss(session: Session, batch: Batch) -> Tensor:
@@ -78,6 +88,26 @@ def forward_loss(session: Session, batch: Batch) -> Tensor:
         embeddings = perturb(embeddings, train.embedding_perturbation, generator, rank, world)
     prediction = session.unet(noisy.latents, noisy.timesteps, embeddings, return_dict=False)[0]
     return session.diffusion.loss(prediction, noisy) * batch.loss_scale
+
+
+def _may_look_at(loss: Tensor, session: Session) -> bool:
+    """Whether a loss may be read before its backward pass.
+
+    A GPU would have to be waited for, and several processes must all go on to exchange gradients; there, a loss that
+    is not finite shows in the gradients.
+    """
+    return loss.device.type == "cpu" and session.accelerator.num_processes == 1
+
+
+def _step_failed(component: TrainedComponent, error: Exception) -> PluginError:
+    optimizer = component.config.optimizer
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return PluginError(f"{optimizer.origin}: a step of {optimizer.spec.name} failed: {reason}")
+
+
+def _zero_grad(session: Session) -> None:
+    for component in session.components:
+        component.optimizer.zero_grad(set_to_none=True)
 
 
 def _gradient_sync(session: Session, *, last: bool) -> contextlib.AbstractContextManager[object]:

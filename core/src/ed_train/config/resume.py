@@ -1,0 +1,121 @@
+"""Find the checkpoint to go on from, and see that it is whole. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ed_train.config.checks import find_input
+from ed_train.errors import CheckpointError
+
+LATEST = "latest"
+STATE_FILE = "training_state.pt"
+STATE_FILES = (STATE_FILE, "optimizer_unet.pt", "optimizer_te.pt", "ema.safetensors")
+"""What only a resume needs. An older checkpoint may have lost them again, `STATE_FILE` first."""
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A whole checkpoint with training state.
+
+    Attributes:
+        checkpoint: its folder.
+        manifest: what it says about itself: step, epoch, optimizers, the configuration of its run, files.
+        folder: the folder of the run that it belongs to; None if that is gone.
+    """
+
+    checkpoint: Path
+    manifest: Mapping[str, Any]
+    folder: Path | None
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """The sections of the run.json of its run."""
+        run: Mapping[str, Any] = self.manifest["run"]
+        return run
+
+
+def find_latest(
+    logdir: Path, extra: Path | None, project: str | None, *, verify: bool = True
+) -> tuple[ResumePoint | None, list[str]]:
+    """The newest checkpoint of a project that is whole and has training state.
+
+    Args:
+        logdir: the folder of the runs; checkpoints lie in ``RUN/ckpts``.
+        extra: save_ckpt_dir, if there is one.
+        project: project_name; a folder of runs may have several. None for any.
+        verify: whether to compare the files with their checksums, which reads all of them.
+
+    Returns:
+        It, or None if there is none, and a line for each newer one that had to be passed over.
+    """
+    notes: list[str] = []
+    for folder in _newest_first(_checkpoints(logdir, extra), project, notes):
+        try:
+            return _checked(folder, verify), notes
+        except CheckpointError as error:
+            notes.append(f"passed over: {error}")
+    return None, notes
+
+
+def find_named(value: str, base: Path, *, verify: bool = True) -> tuple[ResumePoint | None, str]:
+    """The checkpoint of that path, or None and why it cannot be resumed; `verify` as in `find_latest`."""
+    path, message = find_input(value, base)
+    if path is None:
+        return None, message
+    inner = [p for p in (path / "ckpts", path) if p.is_dir() and p.name == "ckpts"]
+    if inner:
+        names = ", ".join(sorted(p.name for p in inner[0].iterdir() if not p.name.startswith("."))[:5])
+        return None, f"{path} is the folder of a run; expected one of its checkpoints: {names or 'it has none'}"
+    try:
+        return _checked(path, verify), ""
+    except CheckpointError as error:
+        return None, str(error)
+
+
+def _checkpoints(logdir: Path, extra: Path | None) -> Iterator[Path]:
+    for parent in {*logdir.glob("*/ckpts"), *([extra] if extra else [])}:
+        if parent.is_dir():
+            yield from (path for path in parent.iterdir() if not path.name.startswith(".") and path.is_dir())
+
+
+def _newest_first(folders: Iterable[Path], project: str | None, notes: list[str]) -> list[Path]:
+    """Checkpoints of a project by the time at which they were saved; a line for what cannot tell."""
+    from ed_train.models.atomic import MANIFEST, read_manifest
+
+    found = []
+    for folder in folders:
+        if not (folder / MANIFEST).exists() and not any(folder.glob("*/config.json")):
+            continue  # no checkpoint, and none that was damaged
+        try:
+            manifest = read_manifest(folder)
+        except CheckpointError as error:
+            notes.append(f"passed over: {error}")
+            continue
+        if project in (None, manifest.get("project_name")) and _has_state(folder, manifest):
+            found.append((int(manifest.get("saved_ns", 0)), int(manifest.get("step", 0)), folder))
+    return [folder for *_, folder in sorted(found, reverse=True)]
+
+
+def _has_state(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    return STATE_FILE in manifest["files"] and (folder / STATE_FILE).exists()
+
+
+def _checked(folder: Path, verify: bool) -> ResumePoint:
+    """Raises CheckpointError if the folder is no whole checkpoint with training state."""
+    from ed_train.models.atomic import check_files, read_manifest
+
+    manifest = read_manifest(folder)
+    if not _has_state(folder, manifest):
+        why = "it was removed when a newer one was saved" if STATE_FILE in manifest["files"] else "it was saved without"
+        advice = "resume_ckpt begins a new run from its weights; save_optimizer keeps the state in every checkpoint"
+        raise CheckpointError(f"{folder} has no training state: {why}; {advice}")
+    if verify:
+        check_files(folder, manifest)
+    run = manifest.get("run")
+    if not isinstance(run, dict) or not isinstance(run.get("train"), dict):
+        raise CheckpointError(f"{folder} does not say how it was trained")
+    home = Path(str(manifest.get("run_folder", "")))
+    return ResumePoint(folder, manifest, home if home.is_dir() and home != Path() else None)

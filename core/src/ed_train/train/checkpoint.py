@@ -1,0 +1,169 @@
+"""Write checkpoints while training goes on: a copy in memory, a thread that writes it, and only then the tidying up.
+
+A checkpoint is a diffusers folder with a manifest: what it is, and size and checksum of each of its files. The training
+state lies in it, too; it takes more room than the weights, and unless ``save_optimizer`` keeps it everywhere, only the
+newest checkpoint of a run has it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import save_file
+
+from ed_train.config.resume import STATE_FILES
+from ed_train.errors import CheckpointError
+from ed_train.models.atomic import MANIFEST, atomic_folder, read_manifest, remove_folder
+from ed_train.models.save import ModelWeights, write_pipeline
+from ed_train.train.state import size_of
+
+SPARE_MEMORY = 1 << 30
+"""Bytes that stay free when a checkpoint is copied in memory."""
+SPARE_DISK = 64 << 20
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint in memory.
+
+    Attributes:
+        target: its folder.
+        pipeline: the arguments of `write_pipeline`.
+        states: name of a file of `STATE_FILES` to its content; empty if the training state is not saved.
+        manifest: what the manifest says beside the files.
+    """
+
+    target: Path
+    pipeline: Mapping[str, Any]
+    states: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """About how much will be written."""
+        weights = [w for w in self.pipeline.values() if isinstance(w, ModelWeights)]
+        folders = [w for w in self.pipeline.values() if isinstance(w, Path)]
+        files = sum(f.stat().st_size for folder in folders for f in folder.iterdir() if f.is_file())
+        return sum(size_of(w.state) for w in weights) + size_of(self.states) + files
+
+
+@dataclass
+class CheckpointWriter:
+    """Writes the checkpoints of one run, one at a time.
+
+    Attributes:
+        folder: where they lie.
+        keep: how many of them stay; None for all.
+        keep_states: whether older ones keep their training state.
+        saved: the whole checkpoints of this run, oldest first.
+    """
+
+    folder: Path
+    keep: int | None
+    keep_states: bool
+    saved: list[Path] = field(default_factory=list)
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="checkpoint"))
+    _pending: Future[Path] | None = None
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Begin to write; `finished` or `wait` tells how it went."""
+        self._pending = self._pool.submit(self.write, snapshot)
+
+    @property
+    def busy(self) -> bool:
+        return self._pending is not None and not self._pending.done()
+
+    def finished(self) -> Path | None:
+        """The checkpoint that has been written since this was last asked, if there is one.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        return None if self._pending is None or self.busy else self.wait()
+
+    def wait(self) -> Path | None:
+        """As `finished`, after the one that is being written is."""
+        pending, self._pending = self._pending, None
+        return pending.result() if pending else None
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def write(self, snapshot: Snapshot) -> Path:
+        """Write a checkpoint, and only when it is whole remove what it replaces.
+
+        Raises:
+            CheckpointError: the disk is full or failing, or weights are not finite. Older checkpoints stay as they are.
+        """
+        self._check_space(snapshot)
+        with atomic_folder(snapshot.target, extra=snapshot.manifest) as folder:
+            write_pipeline(folder, **snapshot.pipeline)
+            for name, state in snapshot.states.items():
+                if name.endswith(".safetensors"):
+                    save_file(state, folder / name)
+                else:
+                    torch.save(state, folder / name)
+        self.saved.append(snapshot.target)
+        self._tidy_up()
+        return snapshot.target
+
+    def _check_space(self, snapshot: Snapshot) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise CheckpointError(f"{snapshot.target} was not saved: {error.strerror}") from error
+        if free < snapshot.bytes + SPARE_DISK:
+            sizes = f"it needs {snapshot.bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+            raise CheckpointError(f"{snapshot.target} was not saved: {sizes}; free some or lower keep_last_n_ckpts")
+
+    def _tidy_up(self) -> None:
+        """Remove older checkpoints beyond `keep`, and the training state of all but the newest. Never fails."""
+        try:
+            while self.keep and len(self.saved) > self.keep:
+                remove_folder(self.saved.pop(0))
+            for older in [] if self.keep_states else self.saved[:-1]:
+                for name in STATE_FILES:  # the first of them is what makes a checkpoint resumable
+                    (older / name).unlink(missing_ok=True)
+        except OSError:
+            pass  # what is left over does no harm
+
+
+def fits_in_memory(size: int) -> bool:
+    """Whether a copy of so many bytes leaves enough memory free."""
+    return int(psutil.virtual_memory().available) > size + SPARE_MEMORY
+
+
+def checkpoints_of(run_id: str, folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.startswith(".") or not (path / MANIFEST).is_file():
+            continue
+        try:
+            manifest = read_manifest(path)
+        except CheckpointError:
+            continue
+        whole = all((path / name).is_file() for name in manifest["files"] if name not in STATE_FILES)
+        if whole and manifest.get("run_id") == run_id:
+            found.append((int(manifest.get("saved_ns", 0)), path))
+    return [path for _, path in sorted(found)]
+
+
+def manifest_header(project: str, run_id: str, run_folder: Path) -> dict[str, Any]:
+    """What every manifest of a run begins with."""
+    return {
+        "project_name": project,
+        "run_id": run_id,
+        "run_folder": str(run_folder),
+        "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "saved_ns": time.time_ns(),
+    }
