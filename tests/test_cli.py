@@ -60,7 +60,7 @@ def test_list_optimizers_as_json() -> None:
     assert {row["name"] for row in listed["optimizers"]} >= NINE
     assert listed["broken"] == []
     (lion,) = [row for row in listed["optimizers"] if row["name"] == "lion"]
-    assert lion.keys() == {"name", "summary", "distribution", "version"}
+    assert lion.keys() == {"name", "summary", "distribution", "version", "devices", "usable", "reason"}
     assert lion["distribution"] == "ed-train-lion"
 
 
@@ -82,7 +82,9 @@ def test_list_optimizers_shows_what_is_broken(tmp_path, monkeypatch) -> None:
 def test_list_optimizers_without_any_plugin(capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     assert main(["--list-optimizers"]) == 0
-    assert capsys.readouterr().out == "no optimizer is installed; install a family, e.g. pip install ed-train-bnb\n"
+    first, *missing = capsys.readouterr().out.splitlines()
+    assert first == "no optimizer is installed"
+    assert "not installed: lion: pip install ed-train-lion" in missing
 
 
 @pytest.mark.parametrize("arguments", [["--list-optimizers"], ["--list-optimizers", "--json"], ["--list_optimizers"]])
@@ -157,7 +159,7 @@ WRONG_COMMAND_LINES = {
     "--lr": "command line: argument --lr: expected one argument; see ed-train --help",
     "--lr --seed 3": "command line: argument --lr: expected one argument; see ed-train --help",
     "--config": "command line: argument --config: expected one argument; see ed-train --help",
-    "--json": "--json: goes with --list-optimizers only",
+    "--json": "--json: goes with --list-optimizers, --describe-optimizer, --check, --plan-memory only",
     "--config xyz.txt": "xyz.txt: no such file in {folder}; JSON files there: optimizer.json, train.json",
     "--config trian.json": "trian.json: no such file in {folder}; did you mean train.json?",
 }

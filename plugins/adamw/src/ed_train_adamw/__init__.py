@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from ed_train import Fraction, Help, NonNegative, OptimizerSpec, hookimpl
-from ed_train.specs import Params
+from ed_train.specs import Params, TrainingPlan
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,21 @@ def build(params: Params, config: AdamWConfig) -> torch.optim.Optimizer:
     )
 
 
+def state_bytes(config: AdamWConfig, shape: tuple[int, ...]) -> int:
+    """Two averages in float32, a third array with AMSGrad, and the count of steps."""
+    arrays = 3 if config.amsgrad else 2
+    return 4 * (arrays * math.prod(shape) + 1)
+
+
+def advice(config: AdamWConfig, plan: TrainingPlan) -> Iterator[str]:
+    """Warn where a parameter without a gradient would become NaN."""
+    if config.epsilon == 0:
+        yield (
+            "epsilon 0 divides 0 by 0 where a gradient is 0, as for the embeddings of tokens that no caption has: "
+            "these weights become NaN; use 1e-8"
+        )
+
+
 def _fits_fused(tensor: torch.Tensor) -> bool:
     return tensor.device.type in FUSED_DEVICES and tensor.is_floating_point()
 
@@ -68,5 +84,8 @@ def ed_register_optimizers() -> list[OptimizerSpec]:
             config_type=AdamWConfig,
             build=build,
             paper="https://arxiv.org/abs/1711.05101",
+            usual_lr=(1e-8, 1e-3),  # from cautious fine-tuning to training from scratch
+            state_bytes=state_bytes,
+            advice=advice,
         )
     ]

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ed_train import Bounds, Fraction, Help, NonNegative, OptimizerSpec, hookimpl
-from ed_train.specs import Params
+from ed_train.specs import Params, TrainingPlan
 
 if TYPE_CHECKING:
+    import logging
+
     import torch
 
 SLOW_ON_CPU = (
     "bitsandbytes' 8-bit optimizers are made for GPUs: on a CPU a step takes 10 to 16 times as long as adamw's"
 )
 PAPER_8BIT = "https://arxiv.org/abs/2110.02861"
+BLOCK = 256
+"""Elements of 8-bit state that share a scale in 32 bits."""
+USUAL_LR_ADAMW = (1e-8, 1e-3)
+USUAL_LR_LION = (1e-9, 5e-7)
+"""Lion's steps are longer: about a tenth of AdamW's learning rates for fine-tuning, which are near 1e-6."""
 
 Min8bitSize = Annotated[int, Bounds(ge=0), Help("tensors with fewer elements keep their state in 32 bits")]
 
@@ -94,8 +103,35 @@ def _lion(optimizer_class: Any, params: Params, config: Lion8bitConfig) -> torch
     return optimizer
 
 
+def adamw_state_bytes(config: AdamW8bitConfig, shape: tuple[int, ...]) -> int:
+    """Two averages. Not counted: the two tables of 1 KiB that all parameters share."""
+    return 2 * _bytes_of_average(math.prod(shape), config.min_8bit_size)
+
+
+def lion_state_bytes(config: Lion8bitConfig, shape: tuple[int, ...]) -> int:
+    """One average. Not counted: the table of 1 KiB that all parameters share."""
+    return _bytes_of_average(math.prod(shape), config.min_8bit_size)
+
+
+def _bytes_of_average(elements: int, min_8bit_size: int) -> int:
+    if elements < min_8bit_size:
+        return 4 * elements
+    return elements + 4 * math.ceil(elements / BLOCK)
+
+
+def adamw_advice(config: AdamW8bitConfig, plan: TrainingPlan) -> Iterator[str]:
+    """Warn where a parameter without a gradient would become NaN."""
+    if config.epsilon == 0:
+        yield (
+            "epsilon 0 divides 0 by 0 where a gradient is 0, as for the embeddings of tokens that no caption has: "
+            "these weights become NaN; use 1e-8"
+        )
+
+
 def _bitsandbytes() -> Any:
     """Import bitsandbytes without its warning about a 4-bit kernel for inference, which no optimizer uses."""
+    import logging
+
     log = logging.getLogger("bitsandbytes.backends.cpu.ops")
     log.addFilter(_is_about_optimizers)
     try:
@@ -122,6 +158,9 @@ def ed_register_optimizers() -> list[OptimizerSpec]:
             paper=PAPER_8BIT,
             slow_on={"cpu": SLOW_ON_CPU},
             shardable=False,
+            usual_lr=USUAL_LR_ADAMW,
+            state_bytes=adamw_state_bytes,
+            advice=adamw_advice,
         ),
         OptimizerSpec(
             name="paged_adamw8bit",
@@ -132,6 +171,9 @@ def ed_register_optimizers() -> list[OptimizerSpec]:
             paper="https://arxiv.org/abs/2305.14314",
             devices=("cuda",),
             shardable=False,
+            usual_lr=USUAL_LR_ADAMW,
+            state_bytes=adamw_state_bytes,
+            advice=adamw_advice,
         ),
         OptimizerSpec(
             name="lion8bit",
@@ -143,6 +185,8 @@ def ed_register_optimizers() -> list[OptimizerSpec]:
             slow_on={"cpu": SLOW_ON_CPU},
             shardable=False,
             recommended={"lr": 1e-7, "weight_decay": 0.1},
+            usual_lr=USUAL_LR_LION,
+            state_bytes=lion_state_bytes,
         ),
         OptimizerSpec(
             name="paged_lion8bit",
@@ -154,5 +198,7 @@ def ed_register_optimizers() -> list[OptimizerSpec]:
             devices=("cuda",),
             shardable=False,
             recommended={"lr": 1e-7, "weight_decay": 0.1},
+            usual_lr=USUAL_LR_LION,
+            state_bytes=lion_state_bytes,
         ),
     ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ed_train import Bounds, Fraction, Help, NonNegative, OptimizerSpec, Positive, hookimpl
-from ed_train.specs import Params
+from ed_train.specs import Params, TrainingPlan
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +80,26 @@ def effective_lr(group: Mapping[str, Any]) -> float:
     return float(step_size * math.sqrt(1 - beta2**step) / (1 - beta1**step))
 
 
+def state_bytes(config: ProdigyConfig, shape: tuple[int, ...]) -> int:
+    """Adam's averages, and of every slice_p-th element its first value and a statistic, in float32.
+
+    Without momentum (``betas[0]`` of 0) there is one average only. A parameter that begins as zeros keeps no first
+    values, and takes less than this.
+    """
+    elements = math.prod(shape)
+    averages = 2 if config.betas[0] > 0 else 1
+    return 4 * (averages * elements + 2 * math.ceil(elements / config.slice_p))
+
+
+def advice(config: ProdigyConfig, plan: TrainingPlan) -> Iterator[str]:
+    """Warn where a warmup would raise the estimate."""
+    if plan.has_warmup and not config.safeguard_warmup:
+        yield (
+            "safeguard_warmup is false and the schedule has a warmup: the small lr at the start makes the estimated "
+            "step size come out too large; set safeguard_warmup to true, or lr_warmup_steps to 0"
+        )
+
+
 @hookimpl
 def ed_register_optimizers() -> list[OptimizerSpec]:
     """Offer prodigy; sharded parameters would give every process an estimate of its own."""
@@ -94,6 +114,14 @@ def ed_register_optimizers() -> list[OptimizerSpec]:
             learning_rate_free=True,
             effective_lr=effective_lr,
             shardable=False,
-            recommended={"lr": 1.0, "weight_decay": 0.01},
+            recommended={
+                "lr": 1.0,
+                "weight_decay": 0.01,
+                "use_bias_correction": True,
+                "safeguard_warmup": True,
+            },
+            usual_lr=(0.01, 2.0),
+            state_bytes=state_bytes,
+            advice=advice,
         )
     ]
