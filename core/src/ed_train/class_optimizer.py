@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import field, make_dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib import import_module
 from typing import Annotated, Any, get_type_hints
 
@@ -29,6 +30,7 @@ def is_class_name(name: str) -> bool:
     return bool(_CLASS_NAME.match(name.strip()))
 
 
+@lru_cache(maxsize=64)  # one config type for each, so that its checker is built once
 def optimizer_of_class(name: str) -> tuple[OptimizerSpec, str, str]:
     """Make a spec of ``module:Class``; imports the module, and torch.
 

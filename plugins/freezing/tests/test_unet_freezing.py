@@ -38,10 +38,6 @@ def freeze(module: torch.nn.Module, *rules: str) -> set[str]:
     return set(frozen)
 
 
-def test_no_rules_freeze_nothing(unet):
-    assert freeze(unet) == set()
-
-
 def test_all_but_cross_attention(unet):
     assert names(unet, "*attn2*")
     assert freeze(unet, "freeze *", "unfreeze *attn2*") == names(unet, "*") - names(unet, "*attn2*")
@@ -98,42 +94,12 @@ def test_malformed_rule(rule):
     assert f"{rule!r}: expected 'freeze PATTERN' or 'unfreeze PATTERN'" in problems[0].message
 
 
-@pytest.mark.parametrize("rules", ["freeze *", [1], {"freeze": "*"}, None])
-def test_rules_of_the_wrong_type(rules):
-    config, problems, _ = validated(UNetFreezing, {"rules": rules})
-    assert config is None
-    assert [problem.key for problem in problems] == ["rules"]
-
-
 def test_unfreezing_first_warns():
     with pytest.warns(UserWarning, match=r"'unfreeze \*attn2\*' has no effect as the first rule.*put 'freeze \*'"):
         UNetFreezing(("unfreeze *attn2*",))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         UNetFreezing(("freeze *", "unfreeze *attn2*"))
-
-
-def test_never_unfreezes(unet):
-    unet.requires_grad_(False)
-    freeze_unet(unet, UNetFreezing(("freeze *", "unfreeze *attn2*")))
-    assert not any(p.requires_grad for p in unet.parameters())
-
-
-def test_frozen_parameters_stay_bit_identical_and_get_no_gradient(unet):
-    frozen = freeze(unet, "freeze *", "unfreeze *attn2*")
-    before = {name: p.detach().clone() for name, p in unet.named_parameters()}
-    optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=0.01, weight_decay=0.5)
-    sample, text = torch.randn(1, 4, 8, 8), torch.randn(1, 3, 16)
-    for _ in range(2):
-        optimizer.zero_grad()
-        unet(sample, 10, text).sample.square().mean().backward()
-        optimizer.step()
-    after = dict(unet.named_parameters())
-    for name in frozen:
-        assert torch.equal(before[name], after[name]), name
-        assert after[name].grad is None
-        assert after[name] not in optimizer.state
-    assert all(not torch.equal(before[n], after[n]) for n in after if n.endswith("attn2.to_v.weight"))
 
 
 def test_policy():

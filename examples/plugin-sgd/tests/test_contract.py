@@ -1,0 +1,5 @@
+from ed_train.testing import OptimizerContract
+
+
+class TestSgd(OptimizerContract):
+    name = "sgd"

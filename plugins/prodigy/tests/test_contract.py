@@ -1,0 +1,15 @@
+"""From its default d0 of 1e-6 the estimate needs some 70 steps to grow; a larger one shows the same in 30."""
+
+from ed_train.testing import OptimizerContract
+
+
+class TestProdigy(OptimizerContract):
+    name = "prodigy"
+    options = {"d0": 1e-3}
+    loss_factor = 0.6
+
+
+class TestProdigyWithOtherOptions(OptimizerContract):
+    name = "prodigy"
+    options = {"d0": 1e-3, "slice_p": 3, "growth_rate": 1.5, "weight_decay": 0.01, "decouple": False}
+    loss_factor = 0.6
