@@ -3,13 +3,14 @@
     python docs/generate.py
 
 The text between the tables is written by hand. What stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is
-replaced by what the function of that name returns. Needs the core and every plugin of this repository installed.
+replaced by what the function of that name returns. Plugins describe their options in their own READMEs, so that adding
+one changes no file outside its folder.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,9 @@ from ed_train.config.describe import annotations_of, default_of, expected, find_
 from ed_train.config.optimizer_keys import ScaleAndTweaks, ScheduleConfig
 from ed_train.config.train_keys import DEAD, NOT_YET, OWN_KEYS, PART_OF, Group, TrainConfig
 from ed_train.models.prompts import SamplePrompt, SampleSettings
-from ed_train.registry import RegisteredOptimizer, load_registry
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "configuration.md"
-IN_TREE = {f"ed-train-{path.parent.name}" for path in DOCS.parent.glob("plugins/*/pyproject.toml")}
 WITHOUT_EFFECT = {*NOT_YET, *DEAD, *PART_OF}
 
 
@@ -71,42 +70,6 @@ def schedule_keys() -> Iterator[str]:
     yield from option_table(ScheduleConfig)
 
 
-def optimizers() -> Iterator[str]:
-    """A section for each optimizer of this repository."""
-    registered = [o for o in load_registry() if o.distribution in IN_TREE]
-    links = ", ".join(f"[`{o.spec.name}`](#{o.spec.name})" for o in registered)
-    yield f"{links}."
-    for optimizer in registered:
-        yield from ("", f"### {optimizer.spec.name}", "", *about(optimizer), "")
-        yield from option_table(optimizer.spec.config_type)
-
-
-def about(optimizer: RegisteredOptimizer) -> Iterator[str]:
-    """What there is to say about an optimizer before its options."""
-    spec = optimizer.spec
-    library = f", with [{spec.library}](https://pypi.org/project/{spec.library}/)" if spec.library else ""
-    yield f"{spec.summary}. In `{optimizer.distribution}`{library}; [paper]({spec.paper})."
-    if spec.learning_rate_free:
-        yield "Learning-rate-free: `lr` only scales the step size that it finds."
-    if spec.devices:
-        yield f"Runs on {' and '.join(spec.devices)} only."
-    for device, reason in spec.slow_on.items():
-        yield f"Slow on {device}: {reason}."
-    if spec.recommended:
-        yield f"Its users recommend {assignments(spec.recommended)}."
-
-
-def freezing() -> Iterator[str]:
-    """A section for each freeze policy of this repository."""
-    policies = [p for p in load_registry().freeze_policies if p.distribution in IN_TREE]
-    for number, registered in enumerate(policies):
-        policy = registered.policy
-        yield from ([] if number == 0 else [""])
-        yield from (f"### {policy.section}", "")
-        yield f"{policy.summary[0].upper()}{policy.summary[1:]}. In `{registered.distribution}`."
-        yield from ("", *option_table(policy.config_type))
-
-
 def sample_settings() -> Iterator[str]:
     """The keys of a JSON file of sample prompts."""
     yield from option_table(SampleSettings, [key for key in annotations_of(SampleSettings) if key != "samples"])
@@ -128,10 +91,6 @@ def option_table(config_type: type[Any], keys: Iterable[str] = ()) -> Iterator[s
         yield f"| `{key}` | {value} | `{default}` | {text} |"
 
 
-def assignments(values: Mapping[str, Any]) -> str:
-    return " and ".join(f"`{key}` {show(value)}" for key, value in values.items())
-
-
 def cell(text: str) -> str:
     """A text as it may stand in a table."""
     return text.replace("|", "\\|").replace("*", "\\*")
@@ -140,8 +99,7 @@ def cell(text: str) -> str:
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        train_keys, keys_without_effect, single_keys, schedule_keys, optimizers, freezing, sample_settings,
-        sample_prompts,
+        train_keys, keys_without_effect, single_keys, schedule_keys, sample_settings, sample_prompts,
     )
 }  # fmt: skip
 

@@ -205,3 +205,15 @@ def test_zero_in_a_group_and_keys_of_the_callers_own(model) -> None:
     optimizer = create_optimizer("adamw", [{"params": model.parameters(), "weight_decay": 0, "tag": "decay"}])
     assert optimizer.param_groups[0]["weight_decay"] == 0
     assert optimizer.param_groups[0]["tag"] == "decay"
+
+
+def test_effective_lr_is_d_times_lr_or_lr() -> None:
+    from ed_train import effective_lr
+
+    assert effective_lr("prodigy", {"d": 1e-4, "lr": 0.5, "use_bias_correction": False}) == 0.5e-4
+    assert effective_lr("adamw", {"lr": 3e-5}) == 3e-5
+
+
+def test_a_configs_warning_reaches_the_caller() -> None:
+    with pytest.warns(UserWarning, match="a share per step"):
+        create_optimizer("lion", [torch.nn.Parameter(torch.ones(2))], decoupled_weight_decay=True)

@@ -36,12 +36,8 @@ def test_configuration_md_is_up_to_date(generate) -> None:
 
 
 def test_configuration_md_has_every_key() -> None:
-    registry = load_registry()
     in_tables = set(re.findall(r"`(\w+)`", "\n".join(line for line in PAGE.splitlines() if line.startswith("|"))))
     assert annotations_of(TrainConfig).keys() - in_tables == set()
-    for optimizer in registry:
-        assert f"\n### {optimizer.spec.name}\n" in PAGE
-        assert annotations_of(optimizer.spec.config_type).keys() - in_tables == set()
 
 
 def test_a_page_without_its_markers_is_refused(generate) -> None:

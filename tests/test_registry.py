@@ -338,3 +338,31 @@ def test_create_optimizer_works_beside_broken_plugins(install, monkeypatch) -> N
     install("import does_not_exist")
     monkeypatch.setattr("ed_train.api.installed_plugins", load_registry)
     assert isinstance(create_optimizer("adamw", torch.nn.Linear(2, 2).parameters()), torch.optim.AdamW)
+
+
+def test_reserved_names_are_those_that_the_configuration_knows() -> None:
+    from ed_train.config.freeze_sections import FREE_KEYS
+    from ed_train.config.optimizer_keys import SCALE_KEYS, SCHEDULE_KEYS
+    from ed_train.specs import RESERVED_OPTIONS, RESERVED_SECTIONS
+
+    assert set(RESERVED_OPTIONS) == {"optimizer", *SCHEDULE_KEYS, *FREE_KEYS}
+    known = {"base", "text_encoder_overrides", "apply_grad_scaler_step_tweaks", *SCALE_KEYS, *FREE_KEYS}
+    assert set(RESERVED_SECTIONS) == known
+
+
+@pytest.mark.parametrize("option", ["lr_scheduler", "doc"])
+def test_an_option_may_not_have_a_name_of_ours(option, install) -> None:
+    install(GOOD.replace("lr: float = 1e-3", f"lr: float = 1e-3\n        {option}: float = 1.0") + REGISTER)
+    (broken,) = load_registry().broken
+    assert f"the option {option!r} has a meaning of its own; rename it" in broken.error
+
+
+def test_a_section_may_not_have_a_name_of_ours() -> None:
+    from dataclasses import make_dataclass
+
+    from ed_train import FreezePolicy
+
+    with pytest.raises(PluginError, match="section 'base' has a meaning of its own"):
+        FreezePolicy(
+            section="base", component="unet", summary="", config_type=make_dataclass("C", []), apply=lambda m, c: ()
+        )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import pytest
 import torch
 from ed_train.cli import main
 from ed_train.config.resume import STATE_FILE
-from ed_train.models.atomic import MANIFEST
 from ed_train.registry import load_registry
 from ed_train.train import train as loop
 from safetensors.torch import load_file

@@ -4,7 +4,7 @@ For plugin authors: `hookimpl`, `OptimizerSpec`, `FreezePolicy` and the annotati
 For people with a training loop of their own: `create_optimizer` and `list_optimizers`.
 """
 
-from ed_train.api import create_optimizer, list_optimizers
+from ed_train.api import create_optimizer, effective_lr, list_optimizers
 from ed_train.errors import CheckpointError, ConfigError, EdTrainError, PluginError
 from ed_train.hookspecs import hookimpl
 from ed_train.specs import (
@@ -38,6 +38,7 @@ __all__ = [
     "Probability",
     "TrainingPlan",
     "create_optimizer",
+    "effective_lr",
     "hookimpl",
     "list_optimizers",
 ]

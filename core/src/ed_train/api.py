@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +47,29 @@ def create_optimizer(name: str, params: Iterable[Any], **options: Any) -> torch.
 
     registry: OptimizerRegistry = installed_plugins()
     registered = registry.find(name)
-    config, problems, _ = validated(registered.spec.config_type, options, key_prefix=f"{registered.spec.name}.")
+    config, problems, notes = validated(registered.spec.config_type, options, key_prefix=f"{registered.spec.name}.")
     if problems:
         raise ConfigError(problems)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     checked = checked_parameters(registered.spec.name, params)
     optimizer = build_optimizer(registered, checked, config)
     check_group_options(registered.spec, config, checked, optimizer.defaults)
     return optimizer
+
+
+def effective_lr(name: str, group: Mapping[str, Any]) -> float:
+    """The step size that an optimizer really uses: d times lr for one that finds its learning rate itself.
+
+    Args:
+        name: as for `create_optimizer`.
+        group: one of the optimizer's param_groups.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    spec = installed_plugins().find(name).spec
+    return float(spec.effective_lr(group) if spec.effective_lr else group["lr"])
 
 
 def build_optimizer(registered: RegisteredOptimizer, params: Sequence[Any], config: Any) -> torch.optim.Optimizer:

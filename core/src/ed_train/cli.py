@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from ed_train.errors import ConfigError, EdTrainError
+from ed_train.errors import ConfigError, EdTrainError, Problem
 
 if TYPE_CHECKING:
     from ed_train.commands.arguments import Arguments
@@ -44,18 +44,18 @@ def main(argv: Sequence[str]) -> int:
         registry = load_registry(arguments.without)
         config_file = Path(arguments.config) if arguments.config else None
         run = load_config(arguments.flags, registry, config_file, to_train=arguments.command != "plan_memory")
+        if arguments.command != "plan_memory":
+            from ed_train.commands.processes import start_cpu_processes
+
+            start_cpu_processes(argv)
         if arguments.command:
             return _show_run(arguments, run, registry)
-        from ed_train.commands.processes import start_cpu_processes
-
-        start_cpu_processes(argv)
         from ed_train.train.train import train
 
         train(run)
-    except ConfigError as error:
-        return _wrong_input(run.located(error) if run else error, as_json=bool(arguments and arguments.json))
     except EdTrainError as error:
-        return _fail(error, FAILED)
+        located = run.located(error) if run and isinstance(error, ConfigError) else error
+        return _fail(located, as_json=bool(arguments and arguments.json))
     except KeyboardInterrupt:
         print("ed-train: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -111,19 +111,17 @@ def _list_optimizers(without: Sequence[str], as_json: bool) -> int:
     return OK
 
 
-def _wrong_input(error: ConfigError, *, as_json: bool) -> int:
+def _fail(error: EdTrainError, *, as_json: bool) -> int:
+    """Print what went wrong, a line for each problem, and return the exit status."""
+    is_config = isinstance(error, ConfigError)
+    problems = error.problems if isinstance(error, ConfigError) else [Problem("", "", m) for m in str(error).split("\n")]
     if as_json:
         from ed_train.commands.as_json import print_json
 
-        print_json({"errors": [vars(problem) for problem in error.problems]})
-    return _fail(error, WRONG_INPUT)
-
-
-def _fail(error: EdTrainError, status: int) -> int:
-    lines = error.problems if isinstance(error, ConfigError) else str(error).splitlines()
-    for line in lines:
-        print(f"error: {line}", file=sys.stderr)
-    return status
+        print_json({"errors": [vars(problem) for problem in problems]})
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return WRONG_INPUT if is_config else FAILED
 
 
 def entry_point() -> NoReturn:

@@ -67,6 +67,13 @@ Probability = Annotated[float, Bounds(ge=0, le=1)]
 Params: TypeAlias = "Sequence[torch.Tensor] | Sequence[dict[str, Any]] | Sequence[tuple[str, torch.Tensor]]"
 """Parameters, parameter groups or named parameters; always a sequence, so it may be read more than once."""
 
+RESERVED_OPTIONS = frozenset({"optimizer", "lr_scheduler", "lr_decay_steps", "lr_warmup_steps", "doc", "$schema"})
+"""Keys of optimizer.json's ``base`` that belong to no optimizer."""
+RESERVED_SECTIONS = frozenset({
+    "base", "text_encoder_overrides", "text_encoder_lr_scale", "text_encder_lr_scale",
+    "apply_grad_scaler_step_tweaks", "doc", "$schema",
+})  # fmt: skip
+"""Keys at the top level of optimizer.json that belong to no plugin."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 _CLASS_NAME = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*\Z")
 """``module:Class``, the name of an optimizer that comes from no plugin."""
@@ -144,6 +151,8 @@ class OptimizerSpec:
         options = option_names(self.config_type)
         if "lr" not in options:
             raise PluginError(f"optimizer {self.name!r}: {self.config_type.__name__} has no field 'lr'")
+        if taken := RESERVED_OPTIONS & set(options):
+            raise PluginError(f"optimizer {self.name!r}: the option {min(taken)!r} has a meaning of its own; rename it")
         if unknown := set(self.recommended) - set(options):
             raise PluginError(f"optimizer {self.name!r}: recommended has no option {min(unknown)!r}")
 
@@ -171,6 +180,8 @@ class FreezePolicy:
     def __post_init__(self) -> None:
         if not isinstance(self.section, str) or not _NAME.match(self.section):
             raise PluginError(f"section {self.section!r}: expected lower-case letters, digits and underscores")
+        if self.section in RESERVED_SECTIONS:
+            raise PluginError(f"section {self.section!r} has a meaning of its own; choose another name")
         if self.component not in ("unet", "text_encoder"):
             raise PluginError(f"section {self.section!r}: component {self.component!r} is not unet or text_encoder")
         _check_config_type(self.config_type, owner=f"section {self.section!r}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from ed_train.config.checks import check_values, find_input, off, output_problem
 from ed_train.config.describe import annotations_of, default_of, is_list, leaf_types, show
+from ed_train.config.ema import find_ema_model
 from ed_train.config.freeze_sections import FREE_KEYS
 from ed_train.config.jsontext import Document, read_json_object
 from ed_train.config.optimizer_file import OptimizerFileResolver
@@ -63,6 +64,7 @@ def load_config(
     train, found = _resolved_paths(train, given, folder, to_train)
     problems += found
     start = find_start(train, given, folder, weights=to_train)
+    find_ema_model(start, train, given, folder)
     problems += start.problems
     recorded = record.samples if record and "sample_prompts" not in given else None
     train, samples, found, sample_notes = _samples(given, train, folder, recorded)
@@ -73,14 +75,14 @@ def load_config(
         first_of_each = {(p.where, p.key): p for p in reversed(problems)}
         raise ConfigError(reversed(first_of_each.values()))
     if train.seed == -1:
-        resumed = start.resume.run["train"]["seed"] if start.resume else None
-        train = replace(train, seed=secrets.randbelow(2**32) if resumed is None else resumed)
+        train = replace(train, seed=start.resume.run["train"]["seed"] if start.resume else secrets.randbelow(2**32))
         notes.append(f"seed -1: this run's seed is {train.seed}")
     run = RunConfig(
         train=train,
         sources={key: given[key].where if key in given else "default" for key in annotations_of(TrainConfig)},
         model=start.model,
         resume=start.resume,
+        ema_model=start.ema_model,
         components=optimizers.components,
         freezing=optimizers.freezing,
         grad_scaler_tweaks=optimizers.grad_scaler_tweaks,

@@ -37,9 +37,11 @@ def configuration_of(run: RunConfig) -> dict[str, Any]:
     unused = {"resume", "resume_changed", *NOT_YET, *PART_OF, *DEAD, *IN_OPTIMIZER_SECTION}
     train = {key: value for key, value in vars(run.train).items() if key not in unused}
     if run.resume:  # the weights came from a checkpoint, the run from the model that its first part began with
-        train |= {key: run.resume.run["train"].get(key) for key in ("resume_ckpt", "model_config")}
+        train |= {key: run.resume.run["train"].get(key) for key in ("resume_ckpt", "model_config", "ema_resume_model")}
     else:
-        train |= {"resume_ckpt": run.model.location, "model_config": run.model.model_config}
+        train |= {"resume_ckpt": run.model.location, "model_config": run.model.model_config, "ema_resume_model": None}
+    if run.ema_model:
+        train["ema_resume_model"] = run.ema_model.location
     return {
         RECORD_KEY: RECORD_FORMAT,
         "train": train,

@@ -12,7 +12,8 @@ from ed_train.errors import CheckpointError
 
 LATEST = "latest"
 STATE_FILE = "training_state.pt"
-STATE_FILES = (STATE_FILE, "optimizer_unet.pt", "optimizer_te.pt", "ema.safetensors")
+EMA_FILE = "ema.safetensors"
+STATE_FILES = (STATE_FILE, "optimizer_unet.pt", "optimizer_te.pt", EMA_FILE)
 """What only a resume needs. An older checkpoint may have lost them again, `STATE_FILE` first."""
 
 

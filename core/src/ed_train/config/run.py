@@ -59,6 +59,7 @@ class RunConfig:
         sources: where each train.json key came from: ``train.json:3``, ``--lr`` or ``default``.
         model: where the weights come from.
         resume: the checkpoint of an interrupted run that goes on; None for a new one.
+        ema_model: the model that the moving average begins with; None for the weights that the run begins with.
         components: the components that train, by name, the UNet first.
         freezing: the freeze policies to apply, in the order of their sections.
         samples: the sample pictures to draw.
@@ -72,6 +73,7 @@ class RunConfig:
     components: Mapping[str, ComponentConfig]
     freezing: tuple[FreezeConfig, ...] = ()
     resume: ResumePoint | None = None
+    ema_model: ModelReference | None = None
     grad_scaler_tweaks: bool = True
     samples: SampleSettings = field(default_factory=SampleSettings)
     notes: tuple[str, ...] = field(default=())

@@ -23,7 +23,7 @@ FIND_LAST = "findlast"
 """The old spelling of ``"resume": "latest"``, as resume_ckpt."""
 NOT_COMPARED = {
     "resume", "resume_changed", "resume_ckpt", "model_config", "logdir", "run_name", "cache_dir", "save_ckpt_dir",
-    "required_plugins", "gpuid", "wandb",
+    "required_plugins", "gpuid", "wandb", "ema_resume_model",
 }  # fmt: skip
 """Settings that change nothing about what is learnt, or are said elsewhere."""
 
@@ -35,12 +35,14 @@ class Start:
     Attributes:
         model: where the weights come from; None if there are problems.
         resume: the checkpoint, where a run goes on.
+        ema_model: where the moving average comes from, if not from one of these.
     """
 
     model: ModelReference | None
     resume: ResumePoint | None
     problems: list[Problem]
     notes: list[str]
+    ema_model: ModelReference | None = None
 
 
 def find_start(train: TrainConfig, given: Mapping[str, Given], folder: Path, *, weights: bool = True) -> Start:

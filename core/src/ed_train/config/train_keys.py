@@ -112,6 +112,30 @@ class TrainConfig:
     timestep_start: Annotated[Timestep, Help("first timestep of the noise schedule that is trained")] = 0
     timestep_end: Annotated[Timestep, Help("end of the trained timesteps, itself not included")] = 1000
 
+    ema_decay_rate: Annotated[
+        Annotated[float, Bounds(ge=0, lt=1)] | None,
+        Group("EMA"),
+        Help("keep a moving average of the weights; this share of it stays at each update; null: off"),
+    ] = None
+    ema_strength_target: Annotated[
+        Annotated[float, Bounds(gt=0, lt=1)] | None,
+        Help("the same, at the rate that leaves this share of the initial weights in the average at the run's end"),
+    ] = None
+    ema_update_interval: Annotated[Count, Help("optimizer steps between updates of the average")] = 1
+    ema_device: Annotated[
+        Literal["cpu", "cuda"] | None,
+        Help("where the average is kept; null: where the model trains; cpu: saves GPU memory, updates take longer"),
+    ] = None
+    ema_sample_ema_model: Annotated[
+        bool, Help("draw samples from the average; that is so anyway unless ema_sample_nonema_model is set")
+    ] = False
+    ema_sample_nonema_model: Annotated[
+        bool, Help("draw samples from the trained weights; with ema_sample_ema_model: from both")
+    ] = False
+    ema_resume_model: Annotated[
+        str | None, Help("model that the average of a new run begins with; findlast: the project's newest average")
+    ] = None
+
     project_name: Annotated[str, Group("output"), Help("begins the name of the run's folder")] = "myproj"
     run_name: Annotated[str | None, Help("name of the run's folder; default: project and time")] = None
     logdir: Annotated[str, Help("folder of the runs: metrics, samples and, by default, checkpoints")] = "logs"
@@ -131,14 +155,7 @@ class TrainConfig:
     wandb: Annotated[bool, Help("log to Weights & Biases as well")] = False
     write_schedule: Annotated[bool, Help("write the plan of every epoch's batches into the run's folder")] = False
 
-    ema_decay_rate: Annotated[Any, Group("accepted, without effect so far"), Help("")] = None
-    ema_device: Annotated[Any, Help("")] = None
-    ema_resume_model: Annotated[Any, Help("")] = None
-    ema_sample_ema_model: Annotated[Any, Help("")] = None
-    ema_sample_nonema_model: Annotated[Any, Help("")] = None
-    ema_strength_target: Annotated[Any, Help("")] = None
-    ema_update_interval: Annotated[Any, Help("")] = None
-    load_settings_every_epoch: Annotated[Any, Help("")] = None
+    load_settings_every_epoch: Annotated[Any, Group("accepted, without effect so far"), Help("")] = None
     notebook: Annotated[Any, Help("")] = None
     plugins: Annotated[Any, Help("")] = None
     rated_dataset: Annotated[Any, Help("")] = None
@@ -159,9 +176,6 @@ OWN_KEYS = (
 """Keys that EveryDream 2 does not have."""
 
 NOT_YET: dict[str, str] = {
-    "ema_decay_rate": "",
-    "ema_strength_target": "",
-    "ema_resume_model": "",
     "load_settings_every_epoch": "settings are read once, at the start",
     "notebook": "progress bars are always those of a terminal",
     "plugins": "optimizer plugins are found by themselves once installed",
@@ -172,10 +186,6 @@ NOT_YET: dict[str, str] = {
 """Keys that are known and not implemented yet, with what happens instead."""
 
 PART_OF: dict[str, str] = {
-    "ema_device": "ema_decay_rate",
-    "ema_sample_ema_model": "ema_decay_rate",
-    "ema_sample_nonema_model": "ema_decay_rate",
-    "ema_update_interval": "ema_decay_rate",
     "rated_dataset_target_dropout_percent": "rated_dataset",
 }
 """Details of a key of `NOT_YET`: they mean nothing, and say nothing, while that key is off."""

@@ -54,7 +54,7 @@ class SdModel:
         if reference.kind == "folder":
             self.folder = reference.path
         elif reference.kind == "hub":
-            self.folder = _fetch(reference.location)
+            self.folder = fetch(reference.location)
         self._from_file: dict[str, Any] = {}
         self._fingerprints: dict[str, str] = {}
 
@@ -155,13 +155,13 @@ def _load_from_folder(path: Path, part: str) -> Any:
     except ConfigError:
         raise
     except Exception as error:
-        raise _load_error(f"{path}: {part} cannot be loaded: {_one_line(error)}") from error
+        raise load_error(f"{path}: {part} cannot be loaded: {one_line(error)}") from error
 
 
 def _from_pretrained(cls: Any, path: Path) -> torch.nn.Module:
     weights = weight_file(path)
     if weights is None:
-        raise _load_error(f"{path} has no weights")
+        raise load_error(f"{path} has no weights")
     if weights.suffix == ".bin":
         refuse_foreign_globals(weights)
     options: dict[str, Any] = {"use_safetensors": weights.suffix != ".bin", "local_files_only": True}
@@ -169,7 +169,7 @@ def _from_pretrained(cls: Any, path: Path) -> torch.nn.Module:
         options["variant"] = "fp16"
     module, info = cls.from_pretrained(str(path), output_loading_info=True, **options)
     if missing := sorted(info["missing_keys"]):  # the libraries would train random numbers in their place
-        raise _load_error(f"{weights} lacks {listed(missing)}")
+        raise load_error(f"{weights} lacks {listed(missing)}")
     result: torch.nn.Module = module
     return result
 
@@ -182,15 +182,15 @@ def _load_single_file(reference: ModelReference) -> dict[str, Any]:
     if path.suffix.lower() == ".ckpt":
         refuse_foreign_globals(path)
     if config is not None and not Path(config).is_dir():
-        config = str(_fetch(config, weights=False))
+        config = str(fetch(config, weights=False))
     optional = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     try:
         pipeline = StableDiffusionPipeline.from_single_file(str(path), config=config, **optional)
     except NotImplementedError as error:  # torch's for a tensor that was never filled
-        raise _load_error(f"{path} lacks weights that its configuration asks for; is model_config right?") from error
+        raise load_error(f"{path} lacks weights that its configuration asks for; is model_config right?") from error
     except Exception as error:
         hint = "" if config else "; set model_config to a diffusers folder of the same kind of model, or its hub id"
-        raise _load_error(f"{path} cannot be loaded: {_one_line(error)}{hint}") from error
+        raise load_error(f"{path} cannot be loaded: {one_line(error)}{hint}") from error
     parts = {part: getattr(pipeline, part) for part in ("unet", "text_encoder", "vae", "tokenizer")}
     return {**parts, "scheduler": json.loads(pipeline.scheduler.to_json_string())}
 
@@ -204,27 +204,31 @@ def refuse_foreign_globals(path: Path) -> None:
     try:
         foreign = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception as error:
-        raise _load_error(f"{path} cannot be read as a torch checkpoint: {_one_line(error)}") from error
+        raise load_error(f"{path} cannot be read as a torch checkpoint: {one_line(error)}") from error
     if foreign:
         message = f"{path} wants to run {listed(foreign, 10)}; nothing in it was run; use a .safetensors file"
-        raise _load_error(message)
+        raise load_error(message)
 
 
 def _checked(module: torch.nn.Module, part: str, location: str) -> torch.nn.Module:
     """The module in float32, in memory of its own, if all its weights are there and finite."""
     state = module.state_dict()
     if missing := [name for name, tensor in state.items() if tensor.is_meta]:
-        raise _load_error(f"{location}: {part} lacks {listed(missing)}")
+        raise load_error(f"{location}: {part} lacks {listed(missing)}")
     if bad := non_finite(state):
-        raise _load_error(f"{location}: {part} has NaN or infinite weights: {listed(bad)}; fetch the model again")
+        raise load_error(f"{location}: {part} has NaN or infinite weights: {listed(bad)}; fetch the model again")
     for parameter in module.parameters():
         # A copy even where it is float32: the libraries map the file, and who changes the file changes the weights.
         parameter.data = parameter.data.to(torch.float32, copy=True)
     return module
 
 
-def _fetch(hub_id: str, *, weights: bool = True) -> Path:
-    """The local copy of a hub repository; its configuration is checked before any weights are fetched."""
+def fetch(hub_id: str, *, weights: bool = True) -> Path:
+    """The local copy of a hub repository; its configuration is checked before any weights are fetched.
+
+    Raises:
+        ConfigError: it cannot be reached, or is not a model that can be trained.
+    """
     folder = _snapshot(hub_id, _HUB_CONFIGS)
     problems = folder_problems(folder, weights=False)
     if weights and not problems:
@@ -245,7 +249,7 @@ def _snapshot(hub_id: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except Exception as error:
         advice = "give a local diffusers folder or file, or go online once"
-        raise _load_error(f"{hub_id} cannot be fetched from the hub: {_one_line(error)}; {advice}") from error
+        raise load_error(f"{hub_id} cannot be fetched from the hub: {one_line(error)}; {advice}") from error
 
 
 def _folder_fingerprint(path: Path) -> str:
@@ -267,10 +271,12 @@ def _part_fingerprint(part: Any) -> str:
     return digest.hexdigest()
 
 
-def _load_error(message: str) -> ConfigError:
+def load_error(message: str) -> ConfigError:
+    """The error of a model that cannot be loaded."""
     return ConfigError([Problem("", "resume_ckpt", message)])
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What a library says, in one line that is not too long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:297]}..."

@@ -74,7 +74,9 @@ class ModelReference:
         return Path(self.location)
 
 
-def check_model(ref: str, *, base: Path, model_config: str | None) -> tuple[ModelReference | None, list[str]]:
+def check_model(
+    ref: str, *, base: Path, model_config: str | None, weights: bool = True
+) -> tuple[ModelReference | None, list[str]]:
     """Resolve the model that a user named and check what can be checked from names, headers and JSON files.
 
     Args:
@@ -82,6 +84,7 @@ def check_model(ref: str, *, base: Path, model_config: str | None) -> tuple[Mode
             looked up in `base`, then in the current directory.
         base: the folder of the file that names the model.
         model_config: what the user gave for a single file's configuration, resolved in the same way.
+        weights: whether a folder must have the weights, or only the configuration.
 
     Returns:
         The reference, or None if there are problems, and one message per problem.
@@ -92,7 +95,7 @@ def check_model(ref: str, *, base: Path, model_config: str | None) -> tuple[Mode
             return None, [_missing(ref, base)]
         reference, messages = ModelReference("hub", ref), []
     elif path.is_dir():
-        reference, messages = ModelReference("folder", str(path)), folder_problems(path)
+        reference, messages = ModelReference("folder", str(path)), folder_problems(path, weights=weights)
     else:
         config, messages = _check_model_config(model_config, base)
         reference, messages = ModelReference("file", str(path), config), _file_problems(path) + messages

@@ -11,7 +11,7 @@ import torch
 from ed_train.api import build_optimizer
 from ed_train.config.describe import show
 from ed_train.config.run import TEXT_ENCODER
-from ed_train.errors import CheckpointError, ConfigError
+from ed_train.errors import CheckpointError, ConfigError, Problem
 from ed_train.models.tensors import listed
 from ed_train.train.components import TrainedComponent
 from ed_train.train.state import OPTIMIZER_FILES, read_state
@@ -36,7 +36,7 @@ def optimizer_record(component: TrainedComponent) -> dict[str, Any]:
 
 
 def restore_optimizer(
-    component: TrainedComponent, checkpoint: Path, manifest: Mapping[str, Any], *, changed: bool
+    component: TrainedComponent, checkpoint: Path, manifest: Mapping[str, Any], *, changed: bool, load: bool = True
 ) -> list[str]:
     """Load the state that a checkpoint of ours has for a component.
 
@@ -45,6 +45,7 @@ def restore_optimizer(
         checkpoint: its folder.
         manifest: of it.
         changed: go on where optimizer or trained parameters are others than the checkpoint's.
+        load: False to compare with what the manifest says of the state, and to leave the state itself alone.
 
     Returns:
         Lines about what is not as it was.
@@ -62,6 +63,8 @@ def restore_optimizer(
             saved_by = f"{record['distribution']} {record['version']}"
             notes.append(f"{component.name}: the state was saved by {saved_by}; {origin} goes on with it")
         notes += _check_parameters(component, record, changed=changed)
+        if not load:
+            return notes
         saved = read_state(checkpoint / OPTIMIZER_FILES[component.name])
         _load(component, _renumbered(saved, record["parameters"], component.parameter_names))
         recorded = manifest["run"]["optimizer"]
@@ -69,7 +72,7 @@ def restore_optimizer(
         _reapply_options(component, own or recorded["base"])
     except MisfitError as error:
         if not changed:
-            raise ConfigError(f"resume: {component.name}: {error}; {ALLOW}") from error
+            raise ConfigError([Problem("", "resume", f"{component.name}: {error}; {ALLOW}")]) from error
         notes.append(f"{component.name}: {error}; its optimizer begins anew")
     return notes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,25 +16,51 @@ from ed_train.train.components import TrainedComponent, component_label, decay_a
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ed_train.config.run import RunConfig
-    from ed_train.train.noise import Diffusion
+    from ed_train.config.run import ComponentConfig, RunConfig
+    from ed_train.data.scan import Skipped
     from ed_train.train.output import Output
     from ed_train.train.session import Session
-    from ed_train.train.setup import PreparedData
 
 MAX_SKIPPED_SHOWN = 10
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What there is to say about the data.
+
+    Attributes:
+        used: how many pictures train.
+        sizes: how many sizes they are scaled to.
+        batches: batches of an epoch, each for all processes together.
+        skipped: files that are not used.
+        notes: lines for the user.
+    """
+
+    used: int
+    sizes: int
+    batches: int
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+
+
 @dataclass
 class Report:
-    """The lines that frame a run."""
+    """The lines that frame a run.
+
+    Attributes:
+        modules: the UNet and the text encoder by name, frozen as the run freezes them.
+        components: those of them that train.
+        velocity: whether the model predicts v and not the noise.
+        output: the run's folder; None where this process writes nothing.
+    """
 
     run: RunConfig
     accelerator: Accelerator
     precision: str
+    modules: Mapping[str, nn.Module]
     components: list[TrainedComponent]
-    diffusion: Diffusion
-    data: PreparedData
+    velocity: bool
+    pictures: Pictures
     output: Output | None
     total_steps: int
     epochs: int
@@ -48,69 +74,108 @@ class Report:
 
     def show_end(self, session: Session) -> None:
         """Print what the run came to."""
-        data = self.data
+        skipped = self.pictures.skipped
         if session.output is None:
             return
         seconds = time.monotonic() - self.started
         print(f"trained {session.step} steps in {seconds:.0f} s; run folder: {session.output.folder}")
         if session.skipped:
             print(f"warning: {session.skipped} steps were skipped because their gradients were not finite")
-        if data.skipped:
-            print(f"warning: {len(data.skipped)} pictures were not used; see the list at the start")
+        if skipped:
+            print(f"warning: {len(skipped)} pictures were not used; see the list at the start")
         if session.output.saved:
             print(f"checkpoint: {session.output.saved[-1]}")
 
-    def _start_lines(self) -> Iterator[str]:
-        run, train, data, world = self.run, self.run.train, self.data, self.accelerator.num_processes
+    @property
+    def prediction(self) -> str:
+        return "v_prediction" if self.velocity else "epsilon"
+
+    @property
+    def not_trained(self) -> list[str]:
+        """The components that stay as they are."""
+        return [name for name in self.modules if name not in self.run.components]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Everything that the user should know: of the configuration, the data and the plugins; each once."""
+        return list(dict.fromkeys((*self.run.notes, *self.pictures.notes, *self.notes)))
+
+    def opening_lines(self) -> Iterator[str]:
+        """Device, model and data."""
+        run, train, pictures = self.run, self.run.train, self.pictures
         precision = {"bf16": "bfloat16 autocast", "fp16": "float16 autocast", "no": "float32"}[self.precision]
-        processes = f"{world} processes" if world > 1 else "1 process"
-        yield f"ed-train {__version__} on {self.accelerator.device}: {precision}, {processes}, seed {train.seed}"
-        kind = "v-prediction" if self.diffusion.velocity else "epsilon"
-        yield f"model: {run.model.location} ({kind})"
-        batches, buckets = data.loader.steps_per_epoch, "1 size" if data.buckets == 1 else f"{data.buckets} sizes"
-        yield f"data: {train.data_root}: {data.images} pictures in {buckets}, {batches} batches an epoch"
-        for component in self.components:
-            yield from _component_lines(component, self.total_steps)
-        for name in ("unet", "text_encoder"):
-            if name not in run.components:
-                yield f"{component_label(name)}: does not train"
+        yield f"ed-train {__version__} on {self.accelerator.device}: {precision}, {self._processes}, seed {train.seed}"
+        yield f"model: {run.model.location} ({self.prediction.replace('_', '-')})"
+        sizes = "1 size" if pictures.sizes == 1 else f"{pictures.sizes} sizes"
+        yield f"data: {train.data_root}: {pictures.used} pictures in {sizes}, {pictures.batches} batches an epoch"
+
+    def steps_line(self) -> str:
+        """Steps, epochs and pictures."""
+        train, world = self.run.train, self.accelerator.num_processes
         effective = train.batch_size * train.grad_accum * world
-        factors = f"{train.batch_size} a batch x {train.grad_accum} accumulated x {processes}"
-        yield f"steps: {self.total_steps} in {self.epochs} epochs, {effective} pictures each ({factors})"
+        factors = f"{train.batch_size} a batch x {train.grad_accum} accumulated x {self._processes}"
+        return f"steps: {self.total_steps} in {self.epochs} epochs, {effective} pictures each ({factors})"
+
+    def closing_lines(self) -> Iterator[str]:
+        """Remarks, and the first of the pictures that are not used."""
+        skipped = self.pictures.skipped
+        yield from (f"note: {remark}" for remark in self.remarks)
+        for picture in skipped[:MAX_SKIPPED_SHOWN]:
+            yield f"warning: picture not used: {picture}"
+        if len(skipped) > MAX_SKIPPED_SHOWN:
+            yield f"warning: and {len(skipped) - MAX_SKIPPED_SHOWN} more pictures not used"
+
+    @property
+    def _processes(self) -> str:
+        world = self.accelerator.num_processes
+        return f"{world} processes" if world > 1 else "1 process"
+
+    def _start_lines(self) -> Iterator[str]:
+        yield from self.opening_lines()
+        for component in self.components:
+            yield from trained_lines(component)
+            yield from _option_lines(component.config)
+            yield _schedule_line(component.config, self.total_steps)
+        for name in self.not_trained:
+            yield f"{component_label(name)}: does not train"
+        yield self.steps_line()
         if self.output:
             yield f"run folder: {self.output.folder}"
-        yield from (f"note: {note}" for note in dict.fromkeys((*run.notes, *data.notes, *self.notes)))
-        for skipped in data.skipped[:MAX_SKIPPED_SHOWN]:
-            yield f"warning: picture not used: {skipped}"
-        if len(data.skipped) > MAX_SKIPPED_SHOWN:
-            yield f"warning: and {len(data.skipped) - MAX_SKIPPED_SHOWN} more pictures not used"
+        yield from self.closing_lines()
 
 
-def _component_lines(component: TrainedComponent, total_steps: int) -> Iterator[str]:
-    config = component.config
+def trained_lines(component: TrainedComponent) -> Iterator[str]:
+    """What of a component trains, with which optimizer, and which blocks are frozen."""
     parameters = list(component.module.parameters())
     total = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in component.parameters)
-    counts = f"{_millions(trained)} of {_millions(total)} parameters train"
+    counts = f"{millions(trained)} of {millions(total)} parameters train"
     tensors = f"{len(component.parameters)} of {len(parameters)} tensors"
-    yield f"{component_label(component.name)}: {counts} ({tensors}) with {config.optimizer.spec.name}"
-    for words, blocks in _frozen_blocks(component.module).items():
+    yield f"{component_label(component.name)}: {counts} ({tensors}) with {component.config.optimizer.spec.name}"
+    for words, blocks in frozen_blocks(component.module).items():
         yield f"    {words}: {', '.join(blocks)}"
+
+
+def _option_lines(config: ComponentConfig) -> Iterator[str]:
+    """The optimizer's options, a line for each file that they come from."""
     by_source: dict[str, list[str]] = {}
     for key, value in vars(config.options).items():
         file = config.sources[key].partition(" ")[0] if "default" not in config.sources[key] else config.sources[key]
         by_source.setdefault(file, []).append(f"{key} {show(value)}")
     for source, options in by_source.items():
         yield f"    {', '.join(options)}  ({source})"
+
+
+def _schedule_line(config: ComponentConfig, total_steps: int) -> str:
     decay, warmup = decay_and_warmup_steps(config, total_steps)
     schedule = config.lr_scheduler
     if schedule != "constant":
         schedule += f", {warmup} warm-up steps"
         schedule += f", over {decay} steps" if schedule != "constant_with_warmup" else ""
-    yield f"    lr schedule {schedule}  ({config.sources['lr_scheduler']})"
+    return f"    lr schedule {schedule}  ({config.sources['lr_scheduler']})"
 
 
-def _frozen_blocks(module: nn.Module) -> dict[str, list[str]]:
+def frozen_blocks(module: nn.Module) -> dict[str, list[str]]:
     """The blocks of a module of which everything, or something, is frozen: ``encoder.layers.0-9``, ``mid_block``."""
     trains: dict[str, set[bool]] = {}
     for name, parameter in module.named_parameters():
@@ -135,5 +200,6 @@ def _ranges(blocks: list[str]) -> list[str]:
     return shown
 
 
-def _millions(count: int) -> str:
+def millions(count: int) -> str:
+    """A number of parameters, short."""
     return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"

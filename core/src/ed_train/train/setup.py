@@ -10,19 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
-from ed_train.data.buckets import assign_buckets
+from ed_train.config.train_keys import TrainConfig
+from ed_train.data.buckets import Size, assign_buckets
 from ed_train.data.encode import LatentCache
 from ed_train.data.loader import BatchLoader
-from ed_train.data.scan import Skipped, scan_dataset
+from ed_train.data.scan import Dataset, scan_dataset
 from ed_train.data.tokens import TokenCache
-from ed_train.errors import ConfigError
+from ed_train.errors import ConfigError, Problem
 from ed_train.models.load import SdModel
 from ed_train.train.components import build_component, freeze, freeze_unused, schedule_notes
 from ed_train.train.metrics import Metrics
 from ed_train.train.noise import Diffusion
 from ed_train.train.output import Output
-from ed_train.train.report import Report
+from ed_train.train.record import write_record
+from ed_train.train.report import Pictures, Report
+from ed_train.train.resume import BEGINNING, Position, find_position, restore_optimizers
 from ed_train.train.session import Session, make_accelerator
+from ed_train.train.signals import StopSignals
+from ed_train.train.state import restore_training_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,13 +38,19 @@ class PreparedData:
     """The batches, and what there is to say about the pictures."""
 
     loader: BatchLoader
-    images: int
-    buckets: int
-    skipped: tuple[Skipped, ...]
+    pictures: Pictures
+
+
+@dataclass(frozen=True)
+class ScannedData:
+    """The pictures of a run and the bucket of each, before any of them is decoded."""
+
+    dataset: Dataset
+    buckets: list[Size]
     notes: tuple[str, ...]
 
 
-def start(run: RunConfig) -> tuple[Session, Report]:
+def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, Report]:
     """Everything that happens before the first step, with a report of it.
 
     Raises:
@@ -58,31 +69,64 @@ def start(run: RunConfig) -> tuple[Session, Report]:
         accelerator.device,
     )
     notes += freeze_modules(run, unet, text_encoder)
-    steps_per_epoch = -(-data.loader.steps_per_epoch // run.train.grad_accum)
-    total_steps = min(run.train.max_epochs * steps_per_epoch, run.train.max_steps or 2**63)
+    position = find_position(run, data.loader)
+    total_steps, epochs = count_steps(run.train, data.pictures.batches, position)
     modules: dict[str, nn.Module] = {UNET: unet, TEXT_ENCODER: text_encoder}
     wrapped = _placed(modules, run, accelerator)
     components = [build_component(config, modules[name], total_steps) for name, config in run.components.items()]
     for component in components:
-        component.set_training(True)
         notes += schedule_notes(component.config, total_steps)
+    notes += position.notes
+    notes += restore_optimizers(run, components, model.folder)
     output = Output(run) if accelerator.is_main_process else None
-    epochs = -(-total_steps // steps_per_epoch)
-    report = Report(run, accelerator, precision, components, diffusion, data, output, total_steps, epochs, notes)
+    if output:
+        write_record(output.folder, run, accelerator, precision, position.step)
+    report = Report(
+        run, accelerator, precision, modules, components, diffusion.velocity, data.pictures, output, total_steps,
+        epochs, notes,
+    )  # fmt: skip
     report.show_start()
-    metrics = Metrics(output.folder if output else None, epochs, total_steps, run.train)
+    metrics = Metrics(output.folder if output else None, epochs, total_steps, run.train, position.step, position.epoch)
     session = Session(
         run, accelerator, model, wrapped[UNET], wrapped[TEXT_ENCODER], components, diffusion, data.loader, output,
-        metrics, total_steps, epochs,
+        metrics, total_steps, epochs, signals or StopSignals(), batch_number=position.batch_number,
+        epoch=position.epoch, batches_done=position.batches_done, step=position.step, first_step=position.step,
     )  # fmt: skip
+    if run.resume:
+        for note in restore_training_state(session, run.resume.checkpoint):
+            metrics.say(f"note: {note}")
+    for component in components:
+        component.set_training(True)
     return session, report
+
+
+def count_steps(train: TrainConfig, batches: int, position: Position = BEGINNING) -> tuple[int, int]:
+    """The optimizer steps and the epochs of a whole run whose epochs have so many batches.
+
+    Args:
+        train: the settings.
+        batches: of an epoch, all processes together.
+        position: where the run goes on.
+    """
+    steps_per_epoch = -(-batches // train.grad_accum)
+    left = max(0, train.max_epochs - position.epoch) * steps_per_epoch - -(-position.batches_done // train.grad_accum)
+    total_steps = min(position.step + max(0, left), train.max_steps or 2**63)
+    left = max(0, total_steps - position.step) + -(-position.batches_done // train.grad_accum)
+    return total_steps, position.epoch + -(-left // steps_per_epoch)
+
+
+def scan_data(train: TrainConfig) -> ScannedData:
+    """Find the pictures, by their headers alone. Raises ConfigError as `scan_dataset` does."""
+    dataset = scan_dataset(Path(train.data_root), flip_p=train.flip_p, cond_dropout=train.cond_dropout)
+    buckets, notes = assign_buckets(dataset.items, train.resolution)
+    return ScannedData(dataset, buckets, (*dataset.notes, *notes))
 
 
 def prepare_data(run: RunConfig, model: SdModel, accelerator: Accelerator) -> PreparedData:
     """Find the pictures and fill the caches; every process encodes its share, and none if nothing is missing."""
     train, rank, world = run.train, accelerator.process_index, accelerator.num_processes
-    dataset = scan_dataset(Path(train.data_root), flip_p=train.flip_p, cond_dropout=train.cond_dropout)
-    buckets, notes = assign_buckets(dataset.items, train.resolution)
+    scanned = scan_data(train)
+    dataset, buckets = scanned.dataset, scanned.buckets
     cache = Path(train.cache_dir or "")
     latents = LatentCache(
         cache / "latents", dataset.items, buckets, vae=model.fingerprint("vae"), crops=train.crops_per_image,
@@ -103,7 +147,7 @@ def prepare_data(run: RunConfig, model: SdModel, accelerator: Accelerator) -> Pr
     )  # fmt: skip
     tokens.add(["", *loader.captions])
     skipped = (*dataset.skipped, *latents.skipped)
-    return PreparedData(loader, len(items), len(set(sizes)), skipped, (*dataset.notes, *notes))
+    return PreparedData(loader, Pictures(len(items), len(set(sizes)), loader.steps_per_epoch, skipped, scanned.notes))
 
 
 def _encoder(vae: Any, device: torch.device) -> Any:
@@ -159,11 +203,15 @@ def check_devices(run: RunConfig, device: torch.device) -> list[str]:
         ConfigError: an optimizer does not run on it.
     """
     notes: dict[str, None] = {}
+    problems = []
     for component in run.components.values():
         spec = component.optimizer.spec
         if spec.devices and device.type not in spec.devices:
             message = f"{spec.name} runs on {' and '.join(spec.devices)} only, and this run is on {device.type}"
-            raise ConfigError(f"{component.sources['optimizer']}: {message}; choose another optimizer")
+            where, _, key = component.sources["optimizer"].partition(" ")
+            problems.append(Problem(where, key, f"{message}; choose another optimizer"))
         if device.type in spec.slow_on:
             notes[f"{spec.name}: {spec.slow_on[device.type]}"] = None
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))  # one, where the text encoder has the UNet's optimizer
     return list(notes)

@@ -1,0 +1,182 @@
+"""``ed-train --check``: what a configuration comes to, with the source of every value. Trains and writes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ed_train.config.run import ComponentConfig, RunConfig
+from ed_train.errors import printable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ed_train.train.components import TrainedComponent
+    from ed_train.train.report import Report
+
+DEFAULT = "default"
+WIDEST_COLUMN = 32
+
+
+def check(run: RunConfig, *, as_json: bool) -> None:
+    """Go through everything that a run does before its first step, and print what it comes to.
+
+    Raises:
+        ConfigError: the data, the model or the plugins do not fit the configuration.
+        PluginError: an optimizer or a freeze policy fails.
+    """
+    from ed_train.train.preview import preview
+
+    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints must not get into the output
+        report = preview(run)
+    if report.accelerator.is_main_process:
+        if as_json:
+            from ed_train.commands.as_json import print_json
+
+            print_json(_summary(report))
+        else:
+            print("\n".join(_lines(report)))
+    report.accelerator.end_training()
+
+
+def _lines(report: Report) -> Iterator[str]:
+    from ed_train.train.components import component_label
+
+    run = report.run
+    yield from report.opening_lines()
+    yield report.steps_line()
+    for component in report.components:
+        yield from _component_lines(component, report.total_steps)
+    for name in report.not_trained:
+        key = _switch(name)
+        yield f"{component_label(name)}: does not train  ({key}: {run.sources[key]})"
+    given = {key: source for key, source in run.sources.items() if source != DEFAULT}
+    yield "settings:"
+    yield from _table((key, getattr(run.train, key), source) for key, source in given.items())
+    yield f"    the other {len(run.sources) - len(given)} have their defaults; --json shows them all"
+    yield from report.closing_lines()
+    yield "checked only: nothing was trained or written, and neither weights nor pixels were read"
+
+
+def _component_lines(component: TrainedComponent, total_steps: int) -> Iterator[str]:
+    from ed_train.train.components import decay_and_warmup_steps
+    from ed_train.train.report import trained_lines
+
+    config, sources = component.config, component.config.sources
+    yield from trained_lines(component)
+    rows: list[tuple[str, Any, str]] = [
+        ("optimizer", config.optimizer.spec.name, f"{sources['optimizer']}; {config.optimizer.origin}")
+    ]
+    rows += [(key, value, sources[key]) for key, value in vars(config.options).items()]
+    rows.append(("lr_scheduler", config.lr_scheduler, sources["lr_scheduler"]))
+    if config.lr_scheduler != "constant":
+        decay, warmup = decay_and_warmup_steps(config, total_steps)
+        rows.append(("lr_warmup_steps", warmup, _or(sources["lr_warmup_steps"], "2 % of lr_decay_steps")))
+        rows.append(("lr_decay_steps", decay, _or(sources["lr_decay_steps"], "1.5 times the run's steps")))
+    yield from _table(rows)
+
+
+def _or(source: str, default: str) -> str:
+    return f"{DEFAULT}: {default}" if source == DEFAULT else source
+
+
+def _table(rows: Iterable[tuple[str, Any, str]]) -> Iterator[str]:
+    """Key, value and source in columns."""
+    texts = [(key, printable(json.dumps(_strict(value), ensure_ascii=False)), source) for key, value, source in rows]
+    keys = max((len(key) for key, _, _ in texts), default=0)
+    values = max((len(value) for _, value, _ in texts if len(value) <= WIDEST_COLUMN), default=0)
+    for key, value, source in texts:
+        yield f"    {key:<{keys}}  {value:<{values}}  ({source})"
+
+
+def _switch(component: str) -> str:
+    """The setting that keeps a component from training."""
+    from ed_train.config.run import UNET
+
+    return "disable_unet_training" if component == UNET else "disable_textenc_training"
+
+
+def _summary(report: Report) -> dict[str, Any]:
+    run, pictures = report.run, report.pictures
+    settings = {key: {"value": value, "source": run.sources[key]} for key, value in vars(run.train).items()}
+    summary = {
+        "components": {c.name: _component(c, report.total_steps) for c in report.components},
+        "not_trained": {
+            name: {"frozen_parameters": _count(report.modules[name]), "source": run.sources[_switch(name)]}
+            for name in report.not_trained
+        },
+        "steps": report.total_steps,
+        "epochs": report.epochs,
+        "first_step": run.resume.manifest["step"] if run.resume else 0,
+        "pictures_per_step": run.train.batch_size * run.train.grad_accum * report.accelerator.num_processes,
+        "seed": run.train.seed,
+        "device": str(report.accelerator.device),
+        "precision": report.precision,
+        "processes": report.accelerator.num_processes,
+        "model": {**vars(run.model), "prediction": report.prediction},
+        "data": {
+            "root": run.train.data_root,
+            "pictures": pictures.used,
+            "sizes": pictures.sizes,
+            "batches_per_epoch": pictures.batches,
+            "not_used": [str(picture) for picture in pictures.skipped],
+        },
+        "plugins": _plugins(run),
+        "settings": settings,
+        "warnings": [*report.remarks, *(f"picture not used: {picture}" for picture in pictures.skipped)],
+    }
+    strict: dict[str, Any] = _strict(summary)
+    return strict
+
+
+def _component(component: TrainedComponent, total_steps: int) -> dict[str, Any]:
+    from ed_train.train.components import decay_and_warmup_steps
+    from ed_train.train.report import frozen_blocks
+
+    config: ComponentConfig = component.config
+    decay, warmup = decay_and_warmup_steps(config, total_steps)
+    trained = sum(parameter.numel() for parameter in component.parameters)
+    return {
+        "optimizer": config.optimizer.spec.name,
+        "distribution": config.optimizer.distribution,
+        "version": config.optimizer.version,
+        "options": {k: {"value": v, "source": config.sources[k]} for k, v in vars(config.options).items()},
+        "lr_scheduler": config.lr_scheduler,
+        "lr_warmup_steps": warmup,
+        "lr_decay_steps": decay,
+        "sources": {key: config.sources[key] for key in ("optimizer", *_SCHEDULE)},
+        "trainable_parameters": trained,
+        "frozen_parameters": _count(component.module) - trained,
+        "trainable_tensors": len(component.parameters),
+        "frozen_tensors": len(list(component.module.parameters())) - len(component.parameters),
+        "frozen_blocks": frozen_blocks(component.module),
+    }
+
+
+_SCHEDULE = ("lr_scheduler", "lr_warmup_steps", "lr_decay_steps")
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _plugins(run: RunConfig) -> list[dict[str, str]]:
+    """The distributions that this run uses."""
+    versions = {c.optimizer.distribution: c.optimizer.version for c in run.components.values()}
+    versions |= {f.policy.distribution: f.policy.version for f in run.freezing}
+    return [{"distribution": name, "version": version} for name, version in sorted(versions.items())]
+
+
+def _strict(value: Any) -> Any:
+    """A value as strict JSON can hold it: an infinity that is some plugin's default becomes a text."""
+    if isinstance(value, dict):
+        return {str(key): _strict(member) for key, member in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_strict(member) for member in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | None) else str(value)

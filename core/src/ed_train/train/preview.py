@@ -1,0 +1,134 @@
+"""A run up to its first step, without weights: what ``--check`` shows and ``--plan-memory`` counts.
+
+It goes through the functions of a real start. Only the modules differ: they are on torch's meta device, where
+parameters have names and shapes but no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ed_train.config.run import TEXT_ENCODER, UNET, ComponentConfig, RunConfig
+from ed_train.data.plan import steps_per_epoch
+from ed_train.errors import ConfigError, PluginError, Problem
+from ed_train.models.load import SdModel
+from ed_train.models.shapes import configuration_of, empty_text_encoder, empty_unet
+from ed_train.train.components import TrainedComponent, build_component, schedule_notes
+from ed_train.train.noise import Diffusion
+from ed_train.train.optimizer_state import restore_optimizer
+from ed_train.train.report import Pictures, Report
+from ed_train.train.resume import BEGINNING, Position
+from ed_train.train.session import make_accelerator
+from ed_train.train.setup import ScannedData, check_devices, count_steps, freeze_modules, scan_data
+from ed_train.train.state import OPTIMIZER_FILES
+
+
+def preview(run: RunConfig) -> Report:
+    """Do everything that happens before the first step, except reading weights and pixels. Writes nothing.
+
+    Raises:
+        ConfigError: the data, the model or the plugins do not fit the configuration; lists every problem.
+        PluginError: an optimizer or a freeze policy fails.
+    """
+    accelerator, precision = make_accelerator(run)
+    problems: list[Problem] = []
+    with _collected(run, problems):
+        notes = check_devices(run, accelerator.device)
+    with _collected(run, problems):
+        data = scan_data(run.train)
+    with _collected(run, problems):
+        model = configuration_of(run.model)
+        modules, freezing_notes = empty_modules(run, model)
+        velocity = _predicts_velocity(run, model)
+    if problems:
+        raise ConfigError(problems)
+    pictures = _pictures(data, run.train.batch_size * accelerator.num_processes)
+    position = _position(run)
+    total_steps, epochs = count_steps(run.train, pictures.batches, position)
+    components = [_built(c, modules[name], total_steps, accelerator.device) for name, c in run.components.items()]
+    notes += freezing_notes
+    for component in components:
+        notes += schedule_notes(component.config, total_steps)
+    notes += [*position.notes, *_state_notes(run, components, model)]
+    return Report(
+        run, accelerator, precision, modules, components, velocity, pictures, None, total_steps, epochs, notes
+    )
+
+
+def empty_modules(run: RunConfig, model: SdModel) -> tuple[dict[str, nn.Module], list[str]]:
+    """The UNet and the text encoder on the meta device, frozen as the run freezes them.
+
+    Args:
+        run: the run.
+        model: what `configuration_of` gives for its model.
+
+    Returns:
+        The modules by name, and lines about policies that change nothing.
+
+    Raises:
+        ConfigError: the configuration files or a policy do not fit.
+    """
+    assert model.folder is not None
+    unet, text_encoder = empty_unet(model.folder), empty_text_encoder(model.folder)
+    notes = freeze_modules(run, unet, text_encoder)
+    return {UNET: unet, TEXT_ENCODER: text_encoder}, notes
+
+
+@contextmanager
+def _collected(run: RunConfig, problems: list[Problem]) -> Iterator[None]:
+    """Go on after wrong input, so that all of it is reported at once."""
+    try:
+        yield
+    except ConfigError as error:
+        problems += run.located(error).problems
+
+
+def _predicts_velocity(run: RunConfig, model: SdModel) -> bool:
+    """Whether the model predicts v; loads the tokenizer as well, since a run would fail without it."""
+    model.load_tokenizer()
+    scheduler = model.load_noise_scheduler(zero_terminal_snr=run.train.enable_zero_terminal_snr)
+    diffusion = Diffusion(scheduler, model.scaling_factor(), run.train, torch.device("cpu"))
+    return bool(diffusion.velocity)
+
+
+def _pictures(data: ScannedData, batch_size: int) -> Pictures:
+    items, buckets = data.dataset.items, data.buckets
+    batches = steps_per_epoch(items, buckets, batch_size)
+    return Pictures(len(items), len(set(buckets)), batches, data.dataset.skipped, data.notes)
+
+
+def _position(run: RunConfig) -> Position:
+    """Where a resumed run goes on. Whether its pictures are the same can only be told by reading them."""
+    if run.resume is None:
+        return BEGINNING
+    manifest, checkpoint = run.resume.manifest, run.resume.checkpoint
+    step, epoch, done = manifest["step"], manifest["epoch"], manifest["batches_done"]
+    note = f"goes on at step {step}, epoch {epoch + 1}, from {checkpoint}, if the pictures are still the same"
+    return Position(step, epoch, done, manifest["batch_number"], (note,))
+
+
+def _state_notes(run: RunConfig, components: Sequence[TrainedComponent], model: SdModel) -> list[str]:
+    """Lines about optimizer state that the run would load. Raises ConfigError if it belongs to another optimizer."""
+    notes = []
+    for component in components:
+        if run.resume:
+            checkpoint, manifest = run.resume.checkpoint, run.resume.manifest
+            notes += restore_optimizer(component, checkpoint, manifest, changed=run.train.resume_changed, load=False)
+        elif model.folder and (path := model.folder / OPTIMIZER_FILES[component.name]).is_file():
+            notes.append(f"{component.name}: the optimizer state in {path} is loaded if it fits")
+    return notes
+
+
+def _built(config: ComponentConfig, module: nn.Module, total_steps: int, device: torch.device) -> TrainedComponent:
+    """The component with its optimizer, whose state is not allocated before a step.
+
+    An optimizer that cannot be built over the meta device may still be one for real memory, so that decides.
+    """
+    try:
+        return build_component(config, module, total_steps)
+    except PluginError:
+        return build_component(config, module.to_empty(device=device), total_steps)
