@@ -52,6 +52,7 @@ docs: $(READY) ## write docs/configuration.md anew from the types
 
 bench: $(READY) ## seconds per step, side by side with a hand-written loop
 	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python benchmarks/checkpoints.py
 
 bench-quick: $(READY) ## the same in a few minutes
 	$(BIN)/python benchmarks/run.py --quick $(ARGS)
