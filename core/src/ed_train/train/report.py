@@ -85,6 +85,8 @@ class Report:
             print(f"warning: {len(skipped)} pictures were not used; see the list at the start")
         if session.output.saved:
             print(f"checkpoint: {session.output.saved[-1]}")
+            if not session.done:
+                print(f"go on with: ed-train --resume {session.output.saved[-1]}")
 
     @property
     def prediction(self) -> str:
