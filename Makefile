@@ -37,8 +37,8 @@ $(READY): constraints.txt requirements-dev.txt $(PACKAGES:%=%/pyproject.toml)
 demo: $(READY) ## train on real photos, with pictures from before and after (.work/demo/)
 	PYTHONPATH=examples $(BIN)/python -m demo.demo $(ARGS)
 
-test: $(READY) ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## all tests, on all cores
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -47,7 +47,7 @@ def train_keys() -> Iterator[str]:
             groups.setdefault(title, []).append(key)
     for number, (heading, keys) in enumerate(groups.items()):
         yield from ([] if number == 0 else [""])
-        yield from (f"### {heading.capitalize()}", "", *option_table(TrainConfig, keys))
+        yield from (f"### {heading[0].upper()}{heading[1:]}", "", *option_table(TrainConfig, keys))
 
 
 def keys_without_effect() -> Iterator[str]:

@@ -66,6 +66,13 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "embedding_perturbation": (0.1, 0.0),
     "timestep_start": (10, 20),
     "timestep_end": (900, 800),
+    "ema_decay_rate": (0.999, 0.0),
+    "ema_strength_target": (0.1, 0.5),
+    "ema_update_interval": (5, 2),
+    "ema_device": ("cpu", "cuda"),
+    "ema_sample_ema_model": (True, False),
+    "ema_sample_nonema_model": (True, False),
+    "ema_resume_model": ("one", "two"),
     "project_name": ("one", "two"),
     "run_name": ("one", "two"),
     "logdir": ("one", "two"),
@@ -86,7 +93,7 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
 """A value for the file and another one for the command line; paths exist in the test's folder."""
 OTHER_KEYS = {"attn_type", "model_config", "required_plugins", "resume", "wandb"}
 """Keys with tests of their own."""
-PATHS = {"data_root", "cache_dir", "logdir", "save_ckpt_dir", "optimizer_config", "sample_prompts"}
+PATHS = {"data_root", "cache_dir", "logdir", "save_ckpt_dir", "optimizer_config", "sample_prompts", "ema_resume_model"}
 
 
 @pytest.fixture
@@ -147,7 +154,7 @@ def test_a_flag_for_a_text_takes_texts_that_look_like_something_else(text, resol
 # Keys without effect
 
 WITHOUT_EFFECT = {**NOT_YET, **DEAD, "attn_type": "torch's own attention"}
-SET = {"ema_decay_rate": 0.999, "attn_type": "xformers", "plugins": ["my.plugin"], "ema_resume_model": "model.ckpt"}
+SET = {"attn_type": "xformers", "plugins": ["my.plugin"]}
 
 
 @pytest.mark.parametrize("key", WITHOUT_EFFECT)
@@ -171,6 +178,51 @@ def test_a_detail_of_a_key_that_is_off_is_silent(key, resolve) -> None:
     assert resolve({key: 5}).notes == ()
     (line,) = resolve({key: 5, PART_OF[key]: 0.5}).notes
     assert line.startswith(PART_OF[key])
+
+
+# The moving average
+
+
+def test_details_of_an_average_that_is_off_give_one_line_that_names_them(resolve) -> None:
+    off = {"ema_device": "", "ema_update_interval": 1, "ema_sample_ema_model": False, "ema_resume_model": None}
+    assert resolve({**off, "ema_device": None, "ema_decay_rate": None, "ema_strength_target": None}).notes == ()
+    (line,) = resolve({"ema_device": "cpu", "ema_update_interval": 5}, ema_resume_model="findlast").notes
+    assert line.startswith("no effect without ema_decay_rate or ema_strength_target: ema_update_interval=5 (train.json")
+    assert 'ema_device="cpu" (train.json' in line
+    assert '--ema_resume_model "findlast"' in line
+    assert resolve({"ema_device": "cpu", "ema_decay_rate": 0.9}).notes == ()
+
+
+def test_a_strength_target_overrides_a_rate_and_says_so(resolve) -> None:
+    (line,) = resolve({"ema_decay_rate": 0.999}, ema_strength_target="0.1").notes
+    assert line.startswith("--ema_strength_target 0.1 overrides ema_decay_rate=0.999 (train.json:")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("ema_decay_rate", 1, "a number >= 0 and < 1 or null"),
+        ("ema_decay_rate", -0.1, "a number >= 0 and < 1 or null"),
+        ("ema_decay_rate", "0.999", "a number >= 0 and < 1 or null, e.g. 0.999 (without quotes)"),
+        ("ema_strength_target", 0, "a number > 0 and < 1 or null"),
+        ("ema_strength_target", 1.0, "a number > 0 and < 1 or null"),
+        ("ema_update_interval", 0, "an integer >= 1"),
+        ("ema_device", "gpu", 'one of "cpu", "cuda" or null'),
+        ("ema_sample_ema_model", 1, "true or false"),
+    ],
+)
+def test_a_wrong_value_of_the_average_is_an_error_in_the_usual_words(key, value, wanted, problems) -> None:
+    (line,) = problems({key: value})
+    assert line.startswith(f"train.json:3: {key}: got {json.dumps(value)} (")
+    assert line.endswith(f"; expected {wanted}")
+
+
+def test_a_model_for_the_average_that_is_not_there_is_an_error(problems, resolve) -> None:
+    (line,) = problems({"ema_decay_rate": 0.9, "ema_resume_model": "nowhere/to/be/found"})
+    assert line.startswith('train.json:4: ema_resume_model: "nowhere/to/be/found": no such file or folder')
+    (line,) = resolve({"ema_decay_rate": 0.9, "ema_resume_model": "findlast"}).notes
+    assert "ema_resume_model=" in line
+    assert "has no checkpoint with an average in" in line
 
 
 def test_unknown_key_of_train_json_gets_a_suggestion(problems) -> None:

@@ -20,6 +20,7 @@ NOT_COUNTED = (
     "activations",
     "autocast's half-precision copies of the weights",
     "what an optimizer needs for a moment within a step",
+    "the moving average, if there is one: 4 bytes for each parameter that trains",
     "the VAE, while pictures are encoded and samples drawn",
     "what CUDA and its libraries take for themselves",
 )

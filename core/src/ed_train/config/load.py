@@ -26,7 +26,7 @@ from ed_train.errors import ConfigError, Problem
 from ed_train.models.prompts import SamplePrompt, SampleSettings, parse_sample_settings, read_sample_prompts
 from ed_train.registry import OptimizerRegistry
 
-INPUTS = ("data_root", "model_config", "optimizer_config", "resume_ckpt", "sample_prompts")
+INPUTS = ("data_root", "ema_resume_model", "model_config", "optimizer_config", "resume_ckpt", "sample_prompts")
 """Keys whose values are paths of inputs."""
 
 

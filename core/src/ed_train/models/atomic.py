@@ -22,6 +22,8 @@ from ed_train.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
+CHECKSUM = "manifest_sha256"
+"""The manifest's last key: over everything else in it, since nothing else vouches for step, epoch and options."""
 
 _PARTIAL = re.compile(r"\..+\.partial-(\d+)")
 
@@ -45,8 +47,7 @@ def atomic_folder(target: Path, extra: Mapping[str, Any] | None = None) -> Itera
         yield temp
         files = sorted(path for path in temp.rglob("*") if path.is_file())
         entries = {path.relative_to(temp).as_posix(): _entry(path) for path in files}
-        manifest = {"format": MANIFEST_FORMAT, **(extra or {}), "files": entries}
-        (temp / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_manifest(temp, {"format": MANIFEST_FORMAT, **(extra or {}), "files": entries})
         for path in (*files, temp / MANIFEST):
             _finish_file(path)
         for folder in (*(path for path in temp.rglob("*") if path.is_dir()), temp):
@@ -60,6 +61,12 @@ def atomic_file(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temp
         _finish_file(temp)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest with a checksum of itself. Raises OSError."""
+    signed = {**manifest, CHECKSUM: _checksum(manifest)}
+    (folder / MANIFEST).write_text(json.dumps(signed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -80,6 +87,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("format") != MANIFEST_FORMAT:
         wanted = f"this ed-train reads format {MANIFEST_FORMAT}"
         raise CheckpointError(f"{path} has format {manifest.get('format')!r}; {wanted}; upgrade ed-train")
+    if manifest.pop(CHECKSUM, None) != _checksum(manifest):
+        raise CheckpointError(f"{path} has changed since it was written")
     return manifest
 
 
@@ -174,6 +183,12 @@ def _remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """A sha256 over the content, however it is laid out."""
+    content = json.loads(json.dumps(manifest))  # tuples become lists, as they do in the file
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _entry(path: Path) -> dict[str, Any]:

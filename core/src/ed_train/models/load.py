@@ -41,6 +41,8 @@ class SdModel:
 
     Attributes:
         folder: the diffusers folder (of a hub repository: its local copy), or None for a single file.
+        spare: a checkpoint of the model, with the same VAE, tokenizer and scheduler. A run that saves many may outlive
+            the folder that it came from: that of an older checkpoint, or one that somebody needed the room of.
     """
 
     def __init__(self, reference: ModelReference) -> None:
@@ -51,6 +53,7 @@ class SdModel:
         """
         self.reference = reference
         self.folder: Path | None = None
+        self.spare: Path | None = None
         if reference.kind == "folder":
             self.folder = reference.path
         elif reference.kind == "hub":
@@ -120,19 +123,25 @@ class SdModel:
 
     def copyable(self, part: Literal["vae", "tokenizer"]) -> Path | None:
         """The folder of `part` if a checkpoint can take its files over as they are, else None."""
-        if self.folder is None:
+        folder = self._home(part)
+        if folder is None:
             return None
         needed = {"vae": ("config.json", DIFFUSERS_WEIGHTS), "tokenizer": ("vocab.json", "merges.txt")}[part]
-        return self.folder / part if all((self.folder / part / name).is_file() for name in needed) else None
+        return folder if all((folder / name).is_file() for name in needed) else None
 
     def close(self) -> None:
         """Let go of the parts of a single file that nobody asked for."""
         self._from_file = {part: value for part, value in self._from_file.items() if part == "scheduler"}
 
+    def _home(self, part: str) -> Path | None:
+        """The folder of a part, from the spare if the model itself is gone or is a single file."""
+        folders = [folder / part for folder in (self.folder, self.spare) if folder]
+        return next((folder for folder in folders if folder.is_dir()), folders[0] if folders else None)
+
     def _load(self, part: str) -> Any:
         with quiet_libraries():
-            if self.folder is not None:
-                value = _load_from_folder(self.folder / part, part)
+            if folder := self._home(part):
+                value = _load_from_folder(folder, part)
             else:
                 if part not in self._from_file:
                     self._from_file = _load_single_file(self.reference)

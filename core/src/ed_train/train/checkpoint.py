@@ -7,10 +7,12 @@ newest checkpoint of a run has it.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
+from ed_train.config.ema import ema_folder
 from ed_train.config.resume import STATE_FILES
 from ed_train.errors import CheckpointError
 from ed_train.models.atomic import MANIFEST, atomic_folder, read_manifest, remove_folder
@@ -28,6 +31,8 @@ from ed_train.train.state import size_of
 SPARE_MEMORY = 1 << 30
 """Bytes that stay free when a checkpoint is copied in memory."""
 SPARE_DISK = 64 << 20
+EMA_OF = "ema_of"
+"""The key under which the manifest of an average names its run; it has no ``run_id``, being no checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,14 @@ class Snapshot:
         pipeline: the arguments of `write_pipeline`.
         states: name of a file of `STATE_FILES` to its content; empty if the training state is not saved.
         manifest: what the manifest says beside the files.
+        averaged: the components of `pipeline` with their moving average, to be written as a pipeline beside it.
     """
 
     target: Path
     pipeline: Mapping[str, Any]
     states: Mapping[str, Any]
     manifest: Mapping[str, Any]
+    averaged: Mapping[str, ModelWeights] | None = None
 
     @property
     def bytes(self) -> int:
@@ -52,7 +59,8 @@ class Snapshot:
         weights = [w for w in self.pipeline.values() if isinstance(w, ModelWeights)]
         folders = [w for w in self.pipeline.values() if isinstance(w, Path)]
         files = sum(f.stat().st_size for folder in folders for f in folder.iterdir() if f.is_file())
-        return sum(size_of(w.state) for w in weights) + size_of(self.states) + files
+        pipeline = sum(size_of(w.state) for w in weights) + files
+        return (2 if self.averaged else 1) * pipeline + size_of(self.states)
 
 
 @dataclass
@@ -100,10 +108,29 @@ class CheckpointWriter:
     def write(self, snapshot: Snapshot) -> Path:
         """Write a checkpoint, and only when it is whole remove what it replaces.
 
+        The pipeline of its average comes first, so that a checkpoint that has its name also has that.
+
         Raises:
             CheckpointError: the disk is full or failing, or weights are not finite. Older checkpoints stay as they are.
         """
         self._check_space(snapshot)
+        run_id = snapshot.manifest["run_id"]
+        _remove_ema(snapshot.target, run_id)  # of a checkpoint that a crash has kept from getting its name
+        try:
+            self._write_both(snapshot)
+        except BaseException:
+            _remove_ema(snapshot.target, run_id)
+            raise
+        self.saved.append(snapshot.target)
+        self._tidy_up(run_id)
+        return snapshot.target
+
+    def _write_both(self, snapshot: Snapshot) -> None:
+        if snapshot.averaged:
+            manifest = {k: v for k, v in snapshot.manifest.items() if k != "run_id"}  # which a checkpoint has
+            ema_of = {EMA_OF: snapshot.manifest["run_id"]}
+            with atomic_folder(ema_folder(snapshot.target), extra={**manifest, **ema_of}) as folder:
+                write_pipeline(folder, **{**snapshot.pipeline, **snapshot.averaged})
         with atomic_folder(snapshot.target, extra=snapshot.manifest) as folder:
             write_pipeline(folder, **snapshot.pipeline)
             for name, state in snapshot.states.items():
@@ -111,9 +138,6 @@ class CheckpointWriter:
                     save_file(state, folder / name)
                 else:
                     torch.save(state, folder / name)
-        self.saved.append(snapshot.target)
-        self._tidy_up()
-        return snapshot.target
 
     def _check_space(self, snapshot: Snapshot) -> None:
         try:
@@ -125,16 +149,44 @@ class CheckpointWriter:
             sizes = f"it needs {snapshot.bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
             raise CheckpointError(f"{snapshot.target} was not saved: {sizes}; free some or lower keep_last_n_ckpts")
 
-    def _tidy_up(self) -> None:
+    def _tidy_up(self, run_id: str) -> None:
         """Remove older checkpoints beyond `keep`, and the training state of all but the newest. Never fails."""
         try:
             while self.keep and len(self.saved) > self.keep:
-                remove_folder(self.saved.pop(0))
+                oldest = self.saved.pop(0)
+                _remove_ema(oldest, run_id)
+                remove_folder(oldest)
             for older in [] if self.keep_states else self.saved[:-1]:
                 for name in STATE_FILES:  # the first of them is what makes a checkpoint resumable
                     (older / name).unlink(missing_ok=True)
         except OSError:
             pass  # what is left over does no harm
+
+
+def unused(path: Path, run_id: str) -> Path:
+    """The path, or with -2, -3, ... behind it where another run's checkpoint, or its EMA, has it."""
+    for number in itertools.count(1):
+        candidate = path.with_name(f"{path.name}-{number}" if number > 1 else path.name)
+        ema = ema_folder(candidate)
+        if not candidate.exists() and (not ema.exists() or _is_ema_of(ema, run_id)):
+            return candidate
+    raise AssertionError("itertools.count never ends")
+
+
+def _is_ema_of(folder: Path, run_id: str) -> bool:
+    """Whether a folder is the average beside a checkpoint of this run."""
+    try:
+        return bool(read_manifest(folder).get(EMA_OF) == run_id)
+    except CheckpointError:
+        return False
+
+
+def _remove_ema(checkpoint: Path, run_id: str) -> None:
+    """Remove the average beside a checkpoint, unless it is another run's. Never fails."""
+    folder = ema_folder(checkpoint)
+    with suppress(OSError):
+        if _is_ema_of(folder, run_id):
+            remove_folder(folder)
 
 
 def fits_in_memory(size: int) -> bool:

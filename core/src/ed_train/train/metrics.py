@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ed_train.train.components import TrainedComponent
+    from ed_train.train.events import EventLog
     from ed_train.train.step import StepResult
 
 
@@ -43,18 +44,18 @@ class Metrics:
             epoch: likewise.
         """
         self.log_step = train.log_step
-        self.writer: Any = None
+        self.events: EventLog | None = None
         self._losses: list[torch.Tensor] = []
         self._images = 0
         self._since = time.perf_counter()
         if folder is not None:
-            from torch.utils.tensorboard import SummaryWriter
+            from ed_train.train.events import EventLog
 
             if train.wandb:
                 import wandb
 
                 wandb.init(project=train.project_name, name=folder.name, dir=str(folder), sync_tensorboard=True)
-            self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            self.events = EventLog(folder, step, print_line)
         self.steps = steps
         terminal = sys.stdout.isatty()  # elsewhere a line at each log point takes the place of the bars
         self.plain = folder is not None and not terminal
@@ -68,9 +69,8 @@ class Metrics:
 
     def say(self, line: str) -> None:
         """Print a line above the bars, from the main process."""
-        if self.writer:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+        if self.events:
+            print_line(line)
 
     def after_step(self, step: int, result: StepResult, components: Sequence[TrainedComponent], reduce: Any) -> None:
         """Count a step; at a log point, read and show what has gathered.
@@ -90,18 +90,17 @@ class Metrics:
         now = time.perf_counter()
         rate = self._images / (now - self._since)
         self._losses, self._images, self._since = [], 0, now
-        if not self.writer:
+        if not self.events:
             return
         scalars = {"loss": loss, "images_per_second": rate, "memory_gb": _memory_gb()}
         for c in components:
             scalars |= {f"lr/{c.name}": c.lr, f"effective_lr/{c.name}": c.effective_lr}
             scalars[f"grad_norm/{c.name}"] = float(result.grad_norms[c.name])
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, step)
+        self.events.write(scalars, step)
         shown = {"loss": f"{loss:.4f}", **self._shown_rates(components), "img/s": f"{rate:.1f}"}
         self.step_bar.set_postfix(shown)
         if self.plain:
-            print(f"step {step}/{self.steps}:", ", ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
+            print_line(f"step {step}/{self.steps}: {', '.join(f'{k} {v}' for k, v in shown.items())}")
 
     @staticmethod
     def _shown_rates(components: Sequence[TrainedComponent]) -> dict[str, str]:
@@ -117,14 +116,30 @@ class Metrics:
 
     def picture(self, name: str, image: Image, step: int) -> None:
         """Add a picture to TensorBoard."""
-        if self.writer:
-            self.writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+        if self.events:
+            self.events.picture(name, np.asarray(image), step)
+
+    def flush(self) -> None:
+        """See to it that what has been logged so far is not lost by a kill."""
+        if self.events:
+            self.events.flush()
 
     def close(self) -> None:
         self.step_bar.close()
         self.epoch_bar.close()
-        if self.writer:
-            self.writer.close()
+        if self.events:
+            self.events.close()
+
+
+def print_line(line: str) -> None:
+    """Print above the bars. A full disk behind a redirected output costs the line, never the training."""
+    try:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def _memory_gb() -> float:

@@ -7,24 +7,34 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from ed_train.config.ema import EMA_RECORD, ema_folder
 from ed_train.config.record import configuration_of
-from ed_train.config.resume import STATE_FILE
+from ed_train.config.resume import EMA_FILE, STATE_FILE
 from ed_train.config.run import RunConfig
-from ed_train.errors import CheckpointError, EdTrainError, NonFiniteWeights
+from ed_train.data.files import reason, write_atomic
+from ed_train.errors import CheckpointError, ConfigError, EdTrainError, NonFiniteWeights
 from ed_train.models.atomic import clean_partials
-from ed_train.models.samples import draw_samples, save_samples
+from ed_train.models.samples import Sample, draw_samples, save_samples
 from ed_train.models.save import weights_of
-from ed_train.train.checkpoint import CheckpointWriter, Snapshot, checkpoints_of, fits_in_memory, manifest_header
+from ed_train.train.checkpoint import (
+    CheckpointWriter,
+    Snapshot,
+    checkpoints_of,
+    fits_in_memory,
+    manifest_header,
+    unused,
+)
+from ed_train.train.ema import averaged
 from ed_train.train.optimizer_state import optimizer_record
 from ed_train.train.state import OPTIMIZER_FILES, on_cpu, size_of
 
 if TYPE_CHECKING:
-    from ed_train.data.loader import BatchLoader
     from ed_train.train.session import Session
 
 MAX_FAILED_SAVES = 3
@@ -55,12 +65,14 @@ class Output:
         checkpoints = Path(train.save_ckpt_dir) if train.save_ckpt_dir else self.folder / "ckpts"
         if checkpoints.is_dir():
             clean_partials(checkpoints)
+        clean_partials(self.folder)
         self.writer = CheckpointWriter(
             checkpoints, train.keep_last_n_ckpts, train.save_optimizer, checkpoints_of(self.run_id, checkpoints)
         )
         self.last_saved = time.monotonic()
         self._failures = 0
         self._saved_step = -1
+        self._scheduled_epoch = -1
 
     @property
     def saved(self) -> list[Path]:
@@ -87,8 +99,13 @@ class Output:
         self.last_saved, self._saved_step = time.monotonic(), session.step
         components = session.components
         size = sum(size_of(c.module.state_dict()) + size_of(c.optimizer.state_dict()) for c in components)
+        size += size_of(session.ema.averages) if session.ema else 0
         copy = not last and fits_in_memory(size)
-        snapshot = self._snapshot(session, state, copy=copy, last=last)
+        try:
+            snapshot = self._snapshot(session, state, copy=copy, last=last)
+        except ConfigError as error:  # the model's own folder is gone, and so is every checkpoint
+            self._failed(session, CheckpointError(f"no checkpoint was saved: {error}"), fatal=last)
+            return
         self.writer.submit(snapshot)
         if not copy:
             self.after_save(session, self._waited(session, fatal=last))
@@ -101,46 +118,58 @@ class Output:
     def after_save(self, session: Session, saved: Path | None) -> None:
         if saved:
             self._failures = 0
-            session.metrics.say(f"saved {saved}")
+            session.model.spare = saved
+            session.metrics.say(f"saved {saved}{' and its EMA, ' + ema_folder(saved).name if session.ema else ''}")
+
+    def last_good(self) -> str:
+        """Says which checkpoint to go on from."""
+        with suppress(CheckpointError):
+            self.writer.wait()
+        return f"the last good checkpoint is {self.saved[-1]}" if self.saved else "there is no good checkpoint"
 
     def _waited(self, session: Session, *, fatal: bool = False) -> Path | None:
         try:
             return self.writer.wait()
         except NonFiniteWeights as error:
-            good = f"the last good checkpoint is {self.saved[-1]}" if self.saved else "there is no good checkpoint"
-            raise EdTrainError(f"training stopped at step {session.step}: {error}; {good}") from error
+            raise EdTrainError(f"training stopped at step {session.step}: {error}; {self.last_good()}") from error
         except CheckpointError as error:
-            self._failures, self._saved_step = self._failures + 1, -1
-            if fatal:
-                raise
-            if self._failures >= MAX_FAILED_SAVES:
-                message = (
-                    f"training stopped at step {session.step} after {self._failures} failed saves in a row: {error}"
-                )
-                raise EdTrainError(message) from error
-            session.metrics.say(f"warning: {error}; training goes on")
+            self._failed(session, error, fatal=fatal)
             return None
+
+    def _failed(self, session: Session, error: CheckpointError, *, fatal: bool) -> None:
+        self._failures, self._saved_step = self._failures + 1, -1
+        if fatal:
+            raise error
+        if self._failures >= MAX_FAILED_SAVES:
+            message = f"training stopped at step {session.step} after {self._failures} failed saves in a row: {error}"
+            raise EdTrainError(message) from error
+        session.metrics.say(f"warning: {error}; training goes on")
 
     def _snapshot(self, session: Session, state: Mapping[str, Any], *, copy: bool, last: bool) -> Snapshot:
         train, model = session.run.train, session.model
         prefix = "last-" if last and session.done and not train.no_prepend_last else ""
         epoch = session.epoch + (1 if last and session.batches_done else 0)
         name = f"{prefix}{train.project_name}-ep{epoch:02d}-gs{session.step:05d}"
-        states = {OPTIMIZER_FILES[c.name]: c.optimizer.state_dict() for c in session.components}
+        states: dict[str, Any] = {OPTIMIZER_FILES[c.name]: c.optimizer.state_dict() for c in session.components}
+        if session.ema:
+            states[EMA_FILE] = session.ema.state_dict()
+        states = on_cpu(states) if copy else states
         modules = {
             "unet": session.accelerator.unwrap_model(session.unet),
             "text_encoder": session.accelerator.unwrap_model(session.text_encoder),
         }
+        weights = {n: weights_of(m, copy=copy and n in session.run.components) for n, m in modules.items()}
         return Snapshot(
-            target=_unused(self.writer.folder / name),
+            target=unused(self.writer.folder / name, self.run_id),
             pipeline={
-                **{n: weights_of(m, copy=copy and n in session.run.components) for n, m in modules.items()},
+                **weights,
                 "vae": model.copyable("vae") or model.load_vae(),
                 "tokenizer": model.copyable("tokenizer") or model.load_tokenizer(),
                 "scheduler_config": model.scheduler_config(zero_terminal_snr=train.enable_zero_terminal_snr),
             },
-            states={STATE_FILE: state, **(on_cpu(states) if copy else states)},
+            states={STATE_FILE: state, **states},
             manifest=self._manifest(session),
+            averaged=averaged(weights, states[EMA_FILE]) if session.ema else None,
         )
 
     def _manifest(self, session: Session) -> dict[str, Any]:
@@ -153,6 +182,7 @@ class Output:
             "batch_number": session.batch_number,
             "data": session.loader.fingerprint(session.epoch),
             "processes": session.accelerator.num_processes,
+            **({EMA_RECORD: {"begun": session.ema.plan.begun}} if session.ema else {}),
             "optimizers": {c.name: optimizer_record(c) for c in session.components},
             "run": configuration_of(session.run),
         }
@@ -162,15 +192,47 @@ class Output:
         self.writer.close()
         self._lock.release()
 
-    def write_schedule(self, loader: BatchLoader, epoch: int) -> None:
-        """Append an epoch's batches to ``schedule.jsonl``: a line each, with its pictures, crops and captions."""
-        with (self.folder / "schedule.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(batch, ensure_ascii=False) + "\n" for batch in loader.described(epoch))
+    def write_schedule(self, session: Session) -> None:
+        """Write the epoch's batches into ``schedule.jsonl``: a line each, with its pictures, crops and captions.
 
-    def sample(self, session: Session, name: str) -> None:
-        """Draw the sample pictures into ``samples`` of the run's folder, and a labelled grid of them."""
+        They replace what an interrupted part of the run has written of this epoch, and of later ones.
+        """
+        path, epoch = self.folder / "schedule.jsonl", session.epoch
+        lines = [json.dumps(batch, ensure_ascii=False) + "\n" for batch in session.loader.described(epoch)]
+        try:
+            if epoch == self._scheduled_epoch:
+                with path.open("a", encoding="utf-8") as file:
+                    file.writelines(lines)
+            else:
+                write_atomic(path, "".join([*_lines_before(path, epoch), *lines]).encode())
+            self._scheduled_epoch = epoch + 1
+        except (OSError, ValueError) as error:
+            session.metrics.say(f"warning: {path} cannot be written: {reason(error)}; training goes on")
+
+    def sample(self, session: Session, name: str, tag: str) -> None:
+        """Draw the sample pictures into ``samples`` of the run's folder, and a labelled grid of them.
+
+        Args:
+            session: with the weights to draw them with.
+            name: begins the names of the files.
+            tag: begins the pictures' names in the metrics.
+        """
+        self.after_save(session, self._waited(session))  # saving may remove the checkpoint that has the VAE's files
+        scales = len(session.run.samples.cfgs)  # a row for each prompt, if it is drawn with several
+        try:
+            samples = self._drawn(session)
+            for sample in samples:
+                session.metrics.picture(f"{tag}/{sample.stem}", sample.image, session.step)
+            paths = save_samples(samples, self.folder / "samples", name, columns=scales if scales > 1 else 4)
+        except (OSError, ConfigError) as error:
+            session.metrics.say(f"warning: no samples of {name}: {reason(error)}; training goes on")
+        else:
+            session.metrics.say(f"samples {paths[-1]}")
+
+    @staticmethod
+    def _drawn(session: Session) -> list[Sample]:
         train, model = session.run.train, session.model
-        samples = draw_samples(
+        return draw_samples(
             session.run.samples,
             unet=session.accelerator.unwrap_model(session.unet, keep_fp32_wrapper=True),
             text_encoder=session.accelerator.unwrap_model(session.text_encoder, keep_fp32_wrapper=True),
@@ -183,11 +245,6 @@ class Output:
             captions=session.loader.captions,
             autocast=session.accelerator.autocast,
         )
-        scales = len(session.run.samples.cfgs)  # a row for each prompt, if it is drawn with several
-        paths = save_samples(samples, self.folder / "samples", name, columns=scales if scales > 1 else 4)
-        for sample in samples:
-            session.metrics.picture(f"samples/{sample.stem}", sample.image, session.step)
-        session.metrics.say(f"samples {paths[-1]}")
 
 
 def _new_folder(parent: Path, name: str) -> Path:
@@ -217,7 +274,9 @@ def _locked(folder: Path) -> FileLock:
     return lock
 
 
-def _unused(path: Path) -> Path:
-    """The path, or with -2, -3, ... behind it where another run's checkpoint has it."""
-    candidates = (path.with_name(f"{path.name}-{n}" if n > 1 else path.name) for n in itertools.count(1))
-    return next(candidate for candidate in candidates if not candidate.exists())
+def _lines_before(path: Path, epoch: int) -> list[str]:
+    """The lines of a schedule that are of earlier epochs; a last one that was cut short is left out."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [line for line in file if line.endswith("\n") and json.loads(line)["epoch"] < epoch]

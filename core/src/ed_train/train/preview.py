@@ -18,6 +18,7 @@ from ed_train.errors import ConfigError, PluginError, Problem
 from ed_train.models.load import SdModel
 from ed_train.models.shapes import configuration_of, empty_text_encoder, empty_unet
 from ed_train.train.components import TrainedComponent, build_component, schedule_notes
+from ed_train.train.ema import plan_ema
 from ed_train.train.noise import Diffusion
 from ed_train.train.optimizer_state import restore_optimizer
 from ed_train.train.report import Pictures, Report
@@ -53,7 +54,7 @@ def preview(run: RunConfig) -> Report:
     notes += freezing_notes
     for component in components:
         notes += schedule_notes(component.config, total_steps)
-    notes += [*position.notes, *_state_notes(run, components, model)]
+    notes += [*position.notes, *_state_notes(run, components, model), *plan_ema(run, total_steps, position.step)[1]]
     return Report(
         run, accelerator, precision, modules, components, velocity, pictures, None, total_steps, epochs, notes
     )

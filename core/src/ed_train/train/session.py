@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
+from ed_train.errors import EdTrainError
 from ed_train.models.text import text_embeddings
 from ed_train.train.noise import Diffusion
 from ed_train.train.precision import SCALER_SETTINGS, resolve_precision
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ed_train.data.loader import Batch, BatchLoader
     from ed_train.models.load import SdModel
     from ed_train.train.components import TrainedComponent
+    from ed_train.train.ema import Ema
     from ed_train.train.metrics import Metrics
     from ed_train.train.output import Output
 
@@ -55,6 +57,7 @@ class Session:
         first_step: `step` when this process began, more than 0 where a run goes on.
         skipped: steps that were skipped because of gradients that are not finite.
         skipped_in_a_row: how many of them since the last good one.
+        ema: the moving average of the weights; None where it is off, and in every process but the main one.
     """
 
     run: RunConfig
@@ -77,6 +80,7 @@ class Session:
     first_step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    ema: Ema | None = None
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -91,7 +95,7 @@ class Session:
         """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         if self.run.train.write_schedule and self.output and not self.batches_done:
-            self.output.write_schedule(self.loader, self.epoch)
+            self.output.write_schedule(self)
         with closing(self.loader.iterate(self.epoch, self.batches_done, rank, world)) as batches:
             while window := list(islice(batches, self.run.train.grad_accum)):
                 yield window
@@ -150,13 +154,24 @@ class Session:
             self.metrics.resume(paused)
 
     def sample(self, name: str) -> None:
-        """Draw the sample pictures, as files ``NAME-...`` and in the metrics, unless samples are off."""
-        if not self.run.train.sample_steps:
+        """Draw the sample pictures, as files ``NAME-...`` and in the metrics, unless samples are off.
+
+        With a moving average, from it, as ``NAME-ema-...``; or from the weights that train, or from both.
+        """
+        train = self.run.train
+        if not train.sample_steps:
             return
         with self.evaluation(), suppress(Interrupted):  # whoever calls looks at the signals next
-            if self.output:
-                with self.signals.deferred(False):
-                    self.output.sample(self, name)
+            if not self.ema or train.ema_sample_nonema_model:
+                self._draw(name, "samples")
+            if self.ema and (train.ema_sample_ema_model or not train.ema_sample_nonema_model):
+                with self.ema.in_use():
+                    self._draw(f"{name}-ema", "samples-ema")
+
+    def _draw(self, name: str, tag: str) -> None:
+        if self.output:
+            with self.signals.deferred(False):
+                self.output.sample(self, name, tag)
 
     def save(self, *, last: bool = False) -> None:
         """Write a checkpoint, unless no_save_ckpt is set; all processes must call it together.
@@ -166,6 +181,7 @@ class Session:
         """
         if self.run.train.no_save_ckpt:
             return
+        self.metrics.flush()  # a run that goes on from here does not log these steps again
         with self.evaluation():
             state = training_state(self)
             if self.output:
@@ -177,6 +193,22 @@ class Session:
             self.output.close()
         self.metrics.close()
         self.accelerator.end_training()
+
+
+@contextmanager
+def lost_process_named() -> Generator[None]:
+    """A block in which the network's errors, which follow when another process of the run ends, become one line.
+
+    Raises:
+        EdTrainError: another process has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, getattr(torch.distributed, "DistError", ())) and "gloo" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise EdTrainError(f"another process of this run has ended, so this one ends, too ({reason})") from error
 
 
 def make_accelerator(run: RunConfig) -> tuple[Accelerator, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ed_train.config.ema import uses_ema
 from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
 from ed_train.config.train_keys import TrainConfig
 from ed_train.data.buckets import Size, assign_buckets
@@ -19,6 +20,7 @@ from ed_train.data.tokens import TokenCache
 from ed_train.errors import ConfigError, Problem
 from ed_train.models.load import SdModel
 from ed_train.train.components import build_component, freeze, freeze_unused, schedule_notes
+from ed_train.train.ema import begin_ema
 from ed_train.train.metrics import Metrics
 from ed_train.train.noise import Diffusion
 from ed_train.train.output import Output
@@ -56,9 +58,11 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     Raises:
         ConfigError: the data, the model or the plugins do not fit the configuration.
     """
+    from accelerate.utils import set_seed
+
     accelerator, precision = make_accelerator(run)
     notes = check_devices(run, accelerator.device)
-    torch.manual_seed(run.train.seed)
+    set_seed(run.train.seed)
     model = SdModel(run.model)
     data = prepare_data(run, model, accelerator)
     unet, text_encoder = model.load_unet(), model.load_text_encoder()
@@ -78,7 +82,10 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
         notes += schedule_notes(component.config, total_steps)
     notes += position.notes
     notes += restore_optimizers(run, components, model.folder)
-    output = Output(run) if accelerator.is_main_process else None
+    main = accelerator.is_main_process
+    ema, ema_notes = begin_ema(run, components, total_steps, position.step) if main else (None, [])
+    notes += ema_notes
+    output = Output(run) if main else None
     if output:
         write_record(output.folder, run, accelerator, precision, position.step)
     report = Report(
@@ -91,6 +98,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
         run, accelerator, model, wrapped[UNET], wrapped[TEXT_ENCODER], components, diffusion, data.loader, output,
         metrics, total_steps, epochs, signals or StopSignals(), batch_number=position.batch_number,
         epoch=position.epoch, batches_done=position.batches_done, step=position.step, first_step=position.step,
+        ema=ema,
     )  # fmt: skip
     if run.resume:
         for note in restore_training_state(session, run.resume.checkpoint):
@@ -200,7 +208,7 @@ def check_devices(run: RunConfig, device: torch.device) -> list[str]:
     """Lines about optimizers that are slow on this device.
 
     Raises:
-        ConfigError: an optimizer does not run on it.
+        ConfigError: an optimizer does not run on it, or the moving average cannot be kept where it should.
     """
     notes: dict[str, None] = {}
     problems = []
@@ -212,6 +220,9 @@ def check_devices(run: RunConfig, device: torch.device) -> list[str]:
             problems.append(Problem(where, key, f"{message}; choose another optimizer"))
         if device.type in spec.slow_on:
             notes[f"{spec.name}: {spec.slow_on[device.type]}"] = None
+    if uses_ema(run.train) and run.train.ema_device not in (None, "cpu", device.type):
+        message = f'got "{run.train.ema_device}", and this run is on {device.type}; expected null or "cpu"'
+        problems.append(Problem("", "ema_device", message))
     if problems:
         raise ConfigError(dict.fromkeys(problems))  # one, where the text encoder has the UNet's optimizer
     return list(notes)

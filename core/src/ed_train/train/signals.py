@@ -1,16 +1,19 @@
-"""SIGINT and SIGTERM: finish the step, save, leave; the second one leaves at once."""
+"""SIGINT and SIGTERM: finish the step, save, leave; a second one leaves at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+SAME_SIGNAL_SECONDS = 1.0
+"""Service managers and launchers signal every process of a group, and a launcher then passes it on to its own."""
 
 
 class Interrupted(BaseException):
@@ -32,6 +35,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.number = 0
+        self._since = 0.0
         self._deferred = False
         self._before: dict[int, Any] = {}
 
@@ -59,7 +63,9 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number:
-            os._exit(128 + number)  # whatever is being written appears under its name whole or not at all
-        self.number = number
+            if time.monotonic() - self._since > SAME_SIGNAL_SECONDS:
+                os._exit(128 + number)  # whatever is being written appears under its name whole or not at all
+            return
+        self.number, self._since = number, time.monotonic()
         if not self._deferred:
             raise Interrupted(number)

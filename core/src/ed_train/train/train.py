@@ -8,7 +8,7 @@ from signal import SIGTERM
 from ed_train.config.run import RunConfig
 from ed_train.errors import EdTrainError
 from ed_train.train.precision import tweak_scaler
-from ed_train.train.session import Session
+from ed_train.train.session import Session, lost_process_named
 from ed_train.train.setup import start
 from ed_train.train.signals import Interrupted, StopSignals
 from ed_train.train.step import LOSS, StepResult, train_step
@@ -26,10 +26,10 @@ def train(run: RunConfig) -> None:
         EdTrainError: training cannot go on, or a checkpoint cannot be written.
         Interrupted: a signal came; the step was finished and saved.
     """
-    with StopSignals() as signals:
+    with lost_process_named(), StopSignals() as signals:
         session, report = start(run, signals)
-        try:
-            with signals.deferred():
+        with signals.deferred():
+            try:
                 if run.samples.generate_pretrain_samples and not session.step:
                     session.sample("before")
                 stopped = not session.step and session.agree(bool(signals.number))[0]
@@ -40,8 +40,8 @@ def train(run: RunConfig) -> None:
                         if stopped or session.done:
                             break
                 finish(session)
-        finally:
-            session.close()
+            finally:
+                session.close()
         report.show_end(session)
         if not session.done:
             raise Interrupted(signals.number or SIGTERM)  # which another process may have got
@@ -63,6 +63,8 @@ def after_step(session: Session, result: StepResult, batches: int) -> bool:
         _skipped(session, result)
     else:
         session.skipped_in_a_row = 0
+        if session.ema:
+            session.ema.after_step(session.step - session.skipped)
     if session.scaler and session.run.grad_scaler_tweaks:
         tweak_scaler(session.scaler, session.step)
     if train.sample_steps and session.step % train.sample_steps == 0 and not session.done:
@@ -117,4 +119,5 @@ def _skipped(session: Session, result: StepResult) -> None:
         raise EdTrainError(
             f"training stopped at step {session.step}: {names} not finite, {limit} steps in a row; "
             f"lower the lr, set clip_grad_norm or look at the pictures of the last batch: {files}"
+            f"{f'; {session.output.last_good()}' if session.output else ''}"
         )

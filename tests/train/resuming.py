@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ed_train.config.resume import STATE_FILE
+from ed_train.config.ema import ema_folder
+from ed_train.config.resume import EMA_FILE, STATE_FILE
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,16 +25,25 @@ def assert_equal_runs(whole: Path, parts: Path) -> None:
     """Compare two runs by the checkpoints at their ends."""
     assert losses(whole) == losses(parts) != {}
     for name in WEIGHTS:
-        before, after = load_file(whole / name), load_file(parts / name)
-        assert before.keys() == after.keys()
-        assert [n for n in before if not torch.equal(before[n], after[n])] == [], name
+        assert_equal_weights(whole / name, parts / name)
     for name in OPTIMIZERS:
         assert (whole / name).exists() == (parts / name).exists()
         if (whole / name).exists():
             assert_equal(*(torch.load(c / name, weights_only=True) for c in (whole, parts)))
     state, other = (torch.load(c / STATE_FILE, weights_only=True) for c in (whole, parts))
-    assert state.keys() == other.keys()
     assert_equal(state, other)
+    assert (whole / EMA_FILE).exists() == (parts / EMA_FILE).exists()
+    if (whole / EMA_FILE).exists():
+        assert_equal_weights(whole / EMA_FILE, parts / EMA_FILE)
+        for name in WEIGHTS:
+            assert_equal_weights(ema_folder(whole) / name, ema_folder(parts) / name)
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    """Compare safetensors files."""
+    before, after = load_file(one), load_file(other)
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [], one
 
 
 def assert_equal(a: Any, b: Any) -> None:
