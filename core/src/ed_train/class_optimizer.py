@@ -1,7 +1,7 @@
 """Any installed optimizer class as an optimizer without a plugin: ``"optimizer": "torch.optim:NAdam"``.
 
 Its options are those of its constructor, under the constructor's own names, with types as far as defaults and
-annotations tell. There are no ranges, no help and no traits: such an optimizer is `unverified`, and a plugin is the better way.
+annotations tell. There are no ranges, no help and no traits: such an optimizer is `unverified`, and a plugin is better.
 """
 
 from __future__ import annotations

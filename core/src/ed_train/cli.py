@@ -113,15 +113,16 @@ def _list_optimizers(without: Sequence[str], as_json: bool) -> int:
 
 def _fail(error: EdTrainError, *, as_json: bool) -> int:
     """Print what went wrong, a line for each problem, and return the exit status."""
-    is_config = isinstance(error, ConfigError)
-    problems = error.problems if isinstance(error, ConfigError) else [Problem("", "", m) for m in str(error).split("\n")]
+    status, problems = FAILED, [Problem("", "", line) for line in str(error).splitlines()]
+    if isinstance(error, ConfigError):
+        status, problems = WRONG_INPUT, list(error.problems)
     if as_json:
         from ed_train.commands.as_json import print_json
 
         print_json({"errors": [vars(problem) for problem in problems]})
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    return WRONG_INPUT if is_config else FAILED
+    return status
 
 
 def entry_point() -> NoReturn:

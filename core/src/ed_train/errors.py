@@ -49,5 +49,5 @@ class CheckpointError(EdTrainError):
     """A checkpoint cannot be written or read."""
 
 
-class NonFiniteWeights(CheckpointError):
+class NonFiniteWeightsError(CheckpointError):
     """A checkpoint is not written since weights are NaN or infinite: there is no point in going on."""

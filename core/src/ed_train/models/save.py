@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from ed_train.errors import NonFiniteWeights
+from ed_train.errors import NonFiniteWeightsError
 from ed_train.models.tensors import listed, non_finite
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def write_pipeline(
         extra: more fields of model_index.json; readers ignore those that begin with an underscore.
 
     Raises:
-        NonFiniteWeights: a component has NaN or infinite weights.
+        NonFiniteWeightsError: a component has NaN or infinite weights.
         OSError, SafetensorError: the disk is full or failing.
     """
     unet_weights = unet if isinstance(unet, ModelWeights) else weights_of(unet)
@@ -95,10 +95,10 @@ def write_weights(path: Path, state: Mapping[str, torch.Tensor], component: str)
     """Write tensors as a float32 safetensors file.
 
     Raises:
-        NonFiniteWeights: a tensor has NaN or infinite elements; names component and tensors.
+        NonFiniteWeightsError: a tensor has NaN or infinite elements; names component and tensors.
     """
     if bad := non_finite(state):
-        raise NonFiniteWeights(f"{component} has NaN or infinite weights and is not saved: {listed(bad)}")
+        raise NonFiniteWeightsError(f"{component} has NaN or infinite weights and is not saved: {listed(bad)}")
     path.parent.mkdir(exist_ok=True)
     tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in state.items()}
     save_file(tensors, path, metadata={"format": "pt"})

@@ -18,7 +18,7 @@ from ed_train.config.record import configuration_of
 from ed_train.config.resume import EMA_FILE, STATE_FILE
 from ed_train.config.run import RunConfig
 from ed_train.data.files import reason, write_atomic
-from ed_train.errors import CheckpointError, ConfigError, EdTrainError, NonFiniteWeights
+from ed_train.errors import CheckpointError, ConfigError, EdTrainError, NonFiniteWeightsError
 from ed_train.models.atomic import clean_partials
 from ed_train.models.samples import Sample, draw_samples, save_samples
 from ed_train.models.save import weights_of
@@ -130,7 +130,7 @@ class Output:
     def _waited(self, session: Session, *, fatal: bool = False) -> Path | None:
         try:
             return self.writer.wait()
-        except NonFiniteWeights as error:
+        except NonFiniteWeightsError as error:
             raise EdTrainError(f"training stopped at step {session.step}: {error}; {self.last_good()}") from error
         except CheckpointError as error:
             self._failed(session, error, fatal=fatal)
