@@ -18,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types docs bench bench-quick clean
+.PHONY: help setup demo test torture lint types docs bench bench-quick clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -39,6 +39,9 @@ demo: $(READY) ## train on real photos, with pictures from before and after (.wo
 
 test: $(READY) ## all tests, on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+
+torture: $(READY) ## kill training runs, at random (50 times) and at every call of a save, and compare their ends
+	PYTHONPATH=tests:examples OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m reliability.torture $(ARGS)
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ed_train.config.checks import find_input
+from ed_train.config.describe import show
 from ed_train.errors import CheckpointError
 
 LATEST = "latest"
@@ -15,6 +16,8 @@ STATE_FILE = "training_state.pt"
 EMA_FILE = "ema.safetensors"
 STATE_FILES = (STATE_FILE, "optimizer_unet.pt", "optimizer_te.pt", EMA_FILE)
 """What only a resume needs. An older checkpoint may have lost them again, `STATE_FILE` first."""
+_COUNTS = ("step", "epoch", "batches_done", "batch_number", "saved_ns")
+_TEXTS = ("project_name", "run_id", "run_folder", "data")
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,13 @@ def find_latest(
 
 def find_named(value: str, base: Path, *, verify: bool = True) -> tuple[ResumePoint | None, str]:
     """The checkpoint of that path, or None and why it cannot be resumed; `verify` as in `find_latest`."""
+    from ed_train.models.atomic import is_partial
+
     path, message = find_input(value, base)
     if path is None:
         return None, message
+    if is_partial(path):
+        return None, f"{path} was never finished: what saved it has ended before; expected a checkpoint"
     inner = [p for p in (path / "ckpts", path) if p.is_dir() and p.name == "ckpts"]
     if inner:
         names = ", ".join(sorted(p.name for p in inner[0].iterdir() if not p.name.startswith("."))[:5])
@@ -92,11 +99,11 @@ def _newest_first(folders: Iterable[Path], project: str | None, notes: list[str]
             continue  # no checkpoint, and none that was damaged
         try:
             manifest = read_manifest(folder)
+            if project in (None, manifest.get("project_name")) and _has_state(folder, manifest):
+                check_fields(folder, manifest)
+                found.append((manifest["saved_ns"], manifest["step"], folder))
         except CheckpointError as error:
             notes.append(f"passed over: {error}")
-            continue
-        if project in (None, manifest.get("project_name")) and _has_state(folder, manifest):
-            found.append((int(manifest.get("saved_ns", 0)), int(manifest.get("step", 0)), folder))
     return [folder for *_, folder in sorted(found, reverse=True)]
 
 
@@ -113,10 +120,56 @@ def _checked(folder: Path, verify: bool) -> ResumePoint:
         why = "it was removed when a newer one was saved" if STATE_FILE in manifest["files"] else "it was saved without"
         advice = "resume_ckpt begins a new run from its weights; save_optimizer keeps the state in every checkpoint"
         raise CheckpointError(f"{folder} has no training state: {why}; {advice}")
+    check_fields(folder, manifest)
     if verify:
         check_files(folder, manifest)
-    run = manifest.get("run")
-    if not isinstance(run, dict) or not isinstance(run.get("train"), dict):
-        raise CheckpointError(f"{folder} does not say how it was trained")
-    home = Path(str(manifest.get("run_folder", "")))
+    home = Path(manifest["run_folder"])
     return ResumePoint(folder, manifest, home if home.is_dir() and home != Path() else None)
+
+
+def check_fields(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """See that a manifest says all that a resume reads: another program may have written it, checksum and all.
+
+    Raises:
+        CheckpointError: names the fields that are missing or of another type.
+    """
+    from ed_train.config.ema import EMA_RECORD
+    from ed_train.models.atomic import MANIFEST
+
+    run, records, average = (manifest.get(key) for key in ("run", "optimizers", EMA_RECORD))
+    wrong = [f"{key} {show(manifest.get(key))}" for key in _COUNTS if not is_count(manifest.get(key))]
+    wrong += [f"{key} {show(manifest.get(key))}" for key in _TEXTS if not isinstance(manifest.get(key), str)]
+    wrong += [] if isinstance(run, dict) and _is_configuration(run) else ["run"]
+    wrong += [] if isinstance(records, dict) and all(map(_is_optimizer, records.values())) else ["optimizers"]
+    if average is not None and not (isinstance(average, dict) and is_count(average.get("begun"))):
+        wrong.append(EMA_RECORD)
+    if wrong:
+        raise CheckpointError(f"{folder / MANIFEST} is not as ed-train writes it; unusable: {', '.join(wrong)}")
+
+
+def is_count(value: object) -> bool:
+    """Whether a JSON value is a whole number from 0."""
+    return type(value) is int and value >= 0  # True is an int, too
+
+
+def _is_configuration(run: Mapping[str, Any]) -> bool:
+    train, optimizer = run.get("train"), run.get("optimizer")
+    if not isinstance(train, dict) or not isinstance(optimizer, dict):
+        return False
+    own = optimizer.get("text_encoder_overrides")
+    return isinstance(optimizer.get("base"), dict) and (own is None or isinstance(own, dict))
+
+
+def _is_optimizer(record: object) -> bool:
+    """Whether it is an `optimizer_record`."""
+    if not isinstance(record, dict):
+        return False
+    names, shapes = record.get("parameters"), record.get("shapes")
+    return (
+        all(isinstance(record.get(key), str) for key in ("optimizer", "distribution", "version"))
+        and isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and isinstance(shapes, list)
+        and len(shapes) == len(names)
+        and all(isinstance(shape, list) and all(map(is_count, shape)) for shape in shapes)
+    )

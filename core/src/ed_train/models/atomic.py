@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors import SafetensorError
@@ -89,6 +89,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has format {manifest.get('format')!r}; {wanted}; upgrade ed-train")
     if manifest.pop(CHECKSUM, None) != _checksum(manifest):
         raise CheckpointError(f"{path} has changed since it was written")
+    if wrong := [name for name, entry in manifest["files"].items() if not _is_entry(name, entry)]:
+        raise CheckpointError(f"{path} is not as ed-train writes it; unusable names or sizes of files: {wrong[:5]}")
     return manifest
 
 
@@ -127,6 +129,11 @@ def remove_folder(folder: Path) -> None:
     _remove(temp)
 
 
+def is_partial(path: Path) -> bool:
+    """Whether a path has the name of something half written."""
+    return bool(_PARTIAL.fullmatch(path.name))
+
+
 def clean_partials(parent: Path) -> list[Path]:
     """Remove what killed processes left half written in `parent`; returns what was removed.
 
@@ -158,18 +165,32 @@ def _partial(target: Path) -> Iterator[Path]:
     _refuse_existing(target)
     temp = target.with_name(f".{target.name}.partial-{os.getpid()}")
     _remove(temp)  # left by an older process with the same id, as is common in containers
+    renamed = False
     try:
         yield temp
         _refuse_existing(target)
         temp.rename(target)
+        renamed = True
         _sync_folder(target.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if renamed:  # the disk did not take the name: what is said not to be saved must not be found later
+            with suppress(OSError):
+                target.rename(temp)
         _remove(temp)
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise CheckpointError(f"{target} was not saved: {reason}") from error
+        raise CheckpointError(f"{target} was not saved: {_reason(error)}") from error
     except BaseException:
         _remove(temp)
         raise
+
+
+def _reason(error: BaseException) -> str:
+    """Why a write failed; torch.save hides the error of a full disk behind its own of a file that ends too early."""
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(error).split())
 
 
 def _refuse_existing(target: Path) -> None:
@@ -199,6 +220,15 @@ def _finish_file(path: Path) -> None:
     path.chmod(0o644)  # safetensors writes files that only their owner can read
     with path.open("r+b") as file:
         os.fsync(file.fileno())
+
+
+def _is_entry(name: str, entry: object) -> bool:
+    """Whether it describes a file within the folder."""
+    path = PurePath(name)
+    inside = name not in ("", ".") and "\0" not in name and not path.is_absolute() and ".." not in path.parts
+    return (
+        inside and isinstance(entry, dict) and type(entry.get("size")) is int and isinstance(entry.get("sha256"), str)
+    )
 
 
 def _sync_folder(folder: Path) -> None:

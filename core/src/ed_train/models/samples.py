@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import re
 import textwrap
@@ -122,10 +123,17 @@ def save_samples(
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{prefix}-{sample.stem}{suffix}" for sample in samples]
     for path, sample in zip(paths, samples, strict=True):
-        sample.image.save(path, quality=95)
+        _write(sample.image, path)
     grid = folder / f"{prefix}-grid{suffix}"
-    labelled_grid(samples, columns).save(grid, quality=95)
+    _write(labelled_grid(samples, columns), grid)
     return [*paths, grid]
+
+
+def _write(image: Image.Image, path: Path) -> None:
+    """Write a picture; Pillow itself does not notice when the disk is full."""
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions()[path.suffix], quality=95)
+    path.write_bytes(buffer.getvalue())
 
 
 def labelled_grid(samples: Sequence[Sample], columns: int) -> Image.Image:

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from ed_train.config.ema import ema_folder
-from ed_train.config.resume import STATE_FILES
+from ed_train.config.resume import STATE_FILES, is_count
 from ed_train.errors import CheckpointError
 from ed_train.models.atomic import MANIFEST, atomic_folder, read_manifest, remove_folder
 from ed_train.models.save import ModelWeights, write_pipeline
@@ -137,7 +137,8 @@ class CheckpointWriter:
                 if name.endswith(".safetensors"):
                     save_file(state, folder / name)
                 else:
-                    torch.save(state, folder / name)
+                    with (folder / name).open("wb") as file:  # given the name, torch does not say why a write failed
+                        torch.save(state, file)
 
     def _check_space(self, snapshot: Snapshot) -> None:
         try:
@@ -195,19 +196,27 @@ def fits_in_memory(size: int) -> bool:
 
 
 def checkpoints_of(run_id: str, folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """The whole checkpoints of a run, oldest first; whole by the sizes of their files, for reading all takes long."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.startswith(".") or not (path / MANIFEST).is_file():
-            continue
+        if path.name.startswith(".") or path.is_symlink() or not (path / MANIFEST).is_file():
+            continue  # what a link leads to is counted where it lies, or has been put out of the way
         try:
             manifest = read_manifest(path)
         except CheckpointError:
             continue
-        whole = all((path / name).is_file() for name in manifest["files"] if name not in STATE_FILES)
-        if whole and manifest.get("run_id") == run_id:
-            found.append((int(manifest.get("saved_ns", 0)), path))
+        saved_ns, files = manifest.get("saved_ns"), manifest["files"]
+        whole = all(_has_size(path / name, files[name]["size"]) for name in files if name not in STATE_FILES)
+        if whole and manifest.get("run_id") == run_id and is_count(saved_ns):
+            found.append((saved_ns, path))
     return [path for _, path in sorted(found)]
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size == size
+    except OSError:
+        return False
 
 
 def manifest_header(project: str, run_id: str, run_folder: Path) -> dict[str, Any]:

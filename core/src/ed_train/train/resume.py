@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ed_train.config.resume import check_fields
 from ed_train.config.run import RunConfig
 from ed_train.data.loader import BatchLoader
 from ed_train.errors import CheckpointError
@@ -79,6 +80,8 @@ def _own_manifest(folder: Path) -> dict[str, object] | None:
     if not (folder / MANIFEST).is_file():
         return None
     try:
-        return read_manifest(folder)
+        manifest = read_manifest(folder)
+        check_fields(folder, manifest)
     except CheckpointError:
         return None
+    return manifest

@@ -12,8 +12,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-SAME_SIGNAL_SECONDS = 1.0
-"""Service managers and launchers signal every process of a group, and a launcher then passes it on to its own."""
+SAME_SIGNAL_SECONDS = 0.3
+"""Within it a signal is the same one: service managers signal all processes, and a launcher then passes it on to its
+own, milliseconds later. Nobody presses Ctrl-C again that fast."""
 
 
 class Interrupted(BaseException):
