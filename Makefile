@@ -40,7 +40,7 @@ demo: $(READY) ## train on real photos, with pictures from before and after (.wo
 test: $(READY) ## all tests, on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-torture: $(READY) ## kill training runs, at random (50 times) and at every call of a save, and compare their ends
+torture: $(READY) ## kill training runs at random and at every call of a save, and compare their ends
 	PYTHONPATH=tests:examples OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m reliability.torture $(ARGS)
 
 lint: $(READY) ## ruff: rules and format

@@ -23,7 +23,8 @@ def forks() -> Any:
     context = get_context("forkserver")
     context.set_forkserver_preload(["reliability.child"])
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # Python 3.11's server preloads before it has sys.path
+    own = str(Path(__file__).parents[1])  # Python 3.11's server preloads before it has sys.path
+    os.environ["PYTHONPATH"] = os.pathsep.join([before, own] if before else [own])
     try:
         forkserver.ensure_running()
     finally:

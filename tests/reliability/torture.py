@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import random
 import re
 import shutil
@@ -55,7 +56,7 @@ class Counts:
     while_starting: int = 0
     while_saving: int = 0
     resumes: int = 0
-    begun_anew: int = 0
+    begun_from_the_model: int = 0
     passed_over: int = 0
     checkpoints_checked: int = 0
     steps_lost: int = 0
@@ -142,7 +143,7 @@ def count_start(attempt: Attempt, newest: int, reached: int, counts: Counts) -> 
         counts.while_starting += 1
     else:
         assert newest == 0, output
-        counts.begun_anew += 1
+        counts.begun_from_the_model += 1
 
 
 def check_checkpoints(runner: Runner, before: int, counts: Counts) -> int:
@@ -188,13 +189,14 @@ def kill_at_every_call(folder: Path, model: Path, photos: Path) -> int:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="kills at random moments")
-    parser.add_argument("--steps", type=int, default=120, help="optimizer steps of each run")
+    parser.add_argument("--kills", type=int, default=60, help="kills at random moments")
+    parser.add_argument("--steps", type=int, default=80, help="optimizer steps of each run")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32), help="of the kills")
     chosen = parser.parse_args()
     from make_photos import make_photos
     from make_tiny_sd import make_tiny_sd
 
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # each resume of a run shows in its metrics
     print(f"seed {chosen.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="torture-") as name:
         folder, began = Path(name), time.monotonic()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 from reliability.driver import arguments
+from train.test_processes import free_port
 
 SLOW_SAVES = """
 import os
@@ -43,7 +44,7 @@ class Launch:
             (folder / "site" / "sitecustomize.py").write_text(SLOW_SAVES)
             environment |= {"PYTHONPATH": str(folder / "site"), "SLOW_SAVES": str(slow_saves)}
         command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-        command += ["-m", "ed_train", *arguments(settings)]
+        command += ["--main_process_port", str(free_port()), "-m", "ed_train", *arguments(settings)]
         with self.log.open("w") as log:
             self._launcher = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True

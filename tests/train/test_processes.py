@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,16 @@ ADAMW = {
 }
 
 
+def free_port() -> int:
+    """A port that no other test's processes meet at."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
 def launch(processes: int, flags: dict[str, object]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    command += ["--main_process_port", str(free_port())]
     command += ["-m", "ed_train", *(f"--{key}={value}" for key, value in flags.items())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
