@@ -255,3 +255,12 @@ def test_a_reader_that_goes_away_is_no_traceback(argument) -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
     os.close(writer)
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no device that is always full")
+def test_an_output_on_a_full_disk_is_one_line() -> None:
+    command = [sys.executable, "-m", "ed_train", "--list-optimizers"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.stderr == "ed-train: the output could not be written: No space left on device\n"
+    assert done.returncode == 1

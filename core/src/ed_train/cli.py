@@ -127,12 +127,27 @@ def _fail(error: EdTrainError, *, as_json: bool) -> int:
 
 def entry_point() -> NoReturn:
     """The console script."""
+    status = FAILED
     try:
         try:
             status = main(sys.argv[1:])
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output, such as head, is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = FAILED
+    except OSError as error:
+        if not _lost_output():
+            raise
+        if isinstance(error, BrokenPipeError):  # whoever read the output, such as head, is gone
+            status = FAILED
+        else:  # what the command was for may have been done all the same
+            print(f"ed-train: the output could not be written: {error.strerror}", file=sys.stderr)
     sys.exit(status)
+
+
+def _lost_output() -> bool:
+    """Whether nothing can be printed any more, as on a full disk; what is left of the output is then given up."""
+    try:
+        print(flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

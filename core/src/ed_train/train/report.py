@@ -12,6 +12,7 @@ from torch import nn
 from ed_train import __version__
 from ed_train.config.describe import show
 from ed_train.train.components import TrainedComponent, component_label, decay_and_warmup_steps
+from ed_train.train.metrics import print_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,7 +71,7 @@ class Report:
     def show_start(self) -> None:
         """Print the report at the start."""
         if self.output:
-            print("\n".join(self._start_lines()), flush=True)
+            print_line("\n".join(self._start_lines()))
 
     def show_end(self, session: Session) -> None:
         """Print what the run came to."""
@@ -78,15 +79,15 @@ class Report:
         if session.output is None:
             return
         seconds = time.monotonic() - self.started
-        print(f"trained {session.step} steps in {seconds:.0f} s; run folder: {session.output.folder}")
+        print_line(f"trained {session.step} steps in {seconds:.0f} s; run folder: {session.output.folder}")
         if session.skipped:
-            print(f"warning: {session.skipped} steps were skipped because their gradients were not finite")
+            print_line(f"warning: {session.skipped} steps were skipped because their gradients were not finite")
         if skipped:
-            print(f"warning: {len(skipped)} pictures were not used; see the list at the start")
+            print_line(f"warning: {len(skipped)} pictures were not used; see the list at the start")
         if session.output.saved:
-            print(f"checkpoint: {session.output.saved[-1]}")
+            print_line(f"checkpoint: {session.output.saved[-1]}")
             if not session.done:
-                print(f"go on with: ed-train --resume {session.output.saved[-1]}")
+                print_line(f"go on with: ed-train --resume {session.output.saved[-1]}")
 
     @property
     def prediction(self) -> str:

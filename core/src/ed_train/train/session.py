@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -88,7 +88,7 @@ class Session:
         scaler: torch.amp.GradScaler | None = self.accelerator.scaler
         return scaler
 
-    def windows(self) -> Iterator[list[Batch]]:
+    def windows(self) -> Generator[list[Batch]]:
         """The batches of each optimizer step of the current epoch that is left; the last may be fewer than grad_accum.
 
         An epoch that is not cut short by max_steps is counted when its last window has been trained.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from signal import SIGTERM
 
 from ed_train.config.run import RunConfig
@@ -34,11 +35,12 @@ def train(run: RunConfig) -> None:
                     session.sample("before")
                 stopped = not session.step and session.agree(bool(signals.number))[0]
                 while not session.done and not stopped:
-                    for window in session.windows():
-                        result = train_step(session, window)
-                        stopped = after_step(session, result, len(window))
-                        if stopped or session.done:
-                            break
+                    with closing(session.windows()) as windows:  # an error ends the loader's thread at once, too
+                        for window in windows:
+                            result = train_step(session, window)
+                            stopped = after_step(session, result, len(window))
+                            if stopped or session.done:
+                                break
                 finish(session)
             finally:
                 session.close()
