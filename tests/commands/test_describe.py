@@ -117,6 +117,8 @@ def test_traits_in_words(described) -> None:
     assert "fails at lr 0" in described("dadapt_sgd")[0]
     assert "cannot be sharded" in described("lion8bit")[0]
     assert "cannot be sharded" not in described("adamw")[0]
+    assert "can step parameter by parameter" in described("lion8bit")[0]
+    assert "can step parameter by parameter" not in described("prodigy")[0]
     assert "runs on cuda only" in described("paged_lion8bit")[0]
     assert "note      slow on cpu: bitsandbytes' 8-bit optimizers are made for GPUs" in described("lion8bit")[0]
     text, shown = described("mine", registry_of(schedule_free=True))

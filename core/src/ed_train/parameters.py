@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Generator, Iterable, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ed_train.config.describe import annotations_of, leaf_types
 from ed_train.config.validate import validated
 from ed_train.errors import ConfigError, Problem
 from ed_train.specs import OptimizerSpec
+
+if TYPE_CHECKING:
+    import torch
 
 FORMS = "an iterable of parameters, of (name, parameter) pairs or of groups"
 
@@ -45,6 +49,23 @@ def tensors_of(params: Sequence[Any]) -> list[Any]:
     """The bare parameters of any of the three forms that torch accepts."""
     members = [p for item in params for p in (item["params"] if isinstance(item, dict) else [item])]
     return [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in members]
+
+
+@contextmanager
+def narrowed(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor]) -> Generator[None]:
+    """A block in which an optimizer holds these of its parameters alone, each in its own group.
+
+    A step in it is as good as its share of a step over all, if the spec says `per_parameter`.
+    """
+    chosen = {id(parameter) for parameter in parameters}
+    whole = [group["params"] for group in optimizer.param_groups]
+    for group, members in zip(optimizer.param_groups, whole, strict=True):
+        group["params"] = [parameter for parameter in members if id(parameter) in chosen]
+    try:
+        yield
+    finally:
+        for group, members in zip(optimizer.param_groups, whole, strict=True):
+            group["params"] = members
 
 
 def check_group_options(spec: OptimizerSpec, config: Any, params: Sequence[Any], defaults: Mapping[str, Any]) -> None:

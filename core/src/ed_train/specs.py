@@ -117,6 +117,9 @@ class OptimizerSpec:
         lr_may_be_zero: False if a step fails at a learning rate of 0, as at the start of a warmup or the end of a
             decay; the core then keeps schedules above it.
         shardable: whether its parameters may be sharded over processes (FSDP), where tensors are no longer whole.
+        per_parameter: whether a step over some of the parameters changes them, and their state, to exactly what a step
+            over all would: nothing is summed over parameters, and no count of steps is kept for a group. Their steps
+            can then be taken one after another, which saves memory.
         recommended: option values that the authors recommend where they differ from the defaults.
         usual_lr: the lowest and the highest learning rate that people train with; beyond them the core warns.
         state_bytes: bytes of optimizer state after a step: a number for each element of a float32 parameter, or
@@ -139,6 +142,7 @@ class OptimizerSpec:
     slow_on: Mapping[str, str] = field(default_factory=dict)
     lr_may_be_zero: bool = True
     shardable: bool = True
+    per_parameter: bool = False
     recommended: Mapping[str, Any] = field(default_factory=dict)
     usual_lr: tuple[float, float] | None = None
     state_bytes: float | Callable[[Any, tuple[int, ...]], float] | None = None

@@ -76,6 +76,17 @@ class KeepsLastGradientOnly(torch.optim.SGD):
             p.register_hook(lambda gradient, p=p: gradient if p.grad is None else gradient - p.grad)
 
 
+class NormalizesGradients(torch.optim.SGD):
+    """Divides by the norm of all gradients together; a step over one parameter does not know the others'."""
+
+    def step(self, closure=None):
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        for gradient in gradients:
+            gradient.div_(norm)
+        return super().step(closure)
+
+
 class ClaimsToUnscale(torch.optim.SGD):
     """Tells a GradScaler that it divides by the scale itself, and does not."""
 

@@ -102,7 +102,10 @@ def state_bytes(config: Config, shape: tuple[int, ...]) -> int:
 
 
 SPECS = {
-    "right": {"state_bytes": state_bytes, "usual_lr": (1e-3, 1), "advice": lambda config, plan: [plan.lr_scheduler]},
+    "right": {
+        "per_parameter": True, "state_bytes": state_bytes, "usual_lr": (1e-3, 1),
+        "advice": lambda config, plan: [plan.lr_scheduler],
+    },
     "right_schedule_free": {
         "build": faulty("ScheduleFreeSgd"), "config_type": PlainConfig, "schedule_free": True, "state_bytes": 8,
     },
@@ -136,6 +139,7 @@ SPECS = {
     "refuses_small_gradients": {"build": faulty("RefusesSmallGradients")},
     "gradients_of_backward": {"build": faulty("UsesGradientsOfBackward")},
     "last_gradient_only": {"build": faulty("KeepsLastGradientOnly")},
+    "couples_parameters": {"build": faulty("NormalizesGradients"), "per_parameter": True},
     "claims_to_unscale": {"build": faulty("ClaimsToUnscale")},
     "never_skips": {"build": faulty("NeverSkips")},
     "loads_only_after_steps": {"build": faulty("LoadsOnlyAfterSteps")},

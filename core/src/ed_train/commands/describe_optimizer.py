@@ -87,6 +87,8 @@ def _traits(optimizer: RegisteredOptimizer) -> Iterator[str]:
         yield "fails at lr 0: the trainer keeps schedules above it"
     if not spec.shardable:
         yield "cannot be sharded over processes (FSDP)"
+    if spec.per_parameter:
+        yield "can step parameter by parameter: works with optimizer_in_backward and weights_dtype bf16"
 
 
 def _state_bytes_per_parameter(optimizer: RegisteredOptimizer) -> float | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from ed_train.parameters import narrowed
 from ed_train.testing.explain import explained
 from ed_train.testing.subject import OptimizerUnderTest
 from ed_train.testing.toy import Run, Values, are_equal, largest_difference, toy_loss
@@ -105,6 +107,27 @@ class TrainingChecks(OptimizerUnderTest):
         assert are_equal(whole, halves), (
             "two backward passes of half a loss and a step differ from one of the whole; "
             "leave backward alone and read the sum in .grad in step()"
+        )
+
+    def test_steps_parameter_by_parameter(self) -> None:
+        """Steps over one parameter at a time come to what steps over all come to, if the spec says `per_parameter`."""
+        if not self.spec.per_parameter:
+            pytest.skip(f"{self.name} does not say per_parameter=True; optimizer_in_backward is refused with it")
+        together, apart = self.run(), self.run()
+        together.train(COMPARED_STEPS)
+        with explained("a step over one parameter fails while the others are out of the groups"):
+            for _ in range(COMPARED_STEPS):
+                apart.optimizer.zero_grad()
+                torch.autograd.backward(toy_loss(apart.module))
+                for parameter in reversed(list(apart.module.parameters())):  # as backward brings their gradients
+                    with narrowed(apart.optimizer, [parameter]):
+                        torch.manual_seed(apart.step_number)
+                        apart.optimizer.step()
+                apart.step_number += 1
+        difference = largest_difference(together.values(), apart.values())
+        assert difference == 0, (
+            f"steps over one parameter at a time differ by up to {difference:.2g} from steps over all; keep what a "
+            "step needs in the state of each parameter, or leave per_parameter=True out"
         )
 
     def test_works_with_a_gradient_scaler(self) -> None:

@@ -84,6 +84,7 @@ def ed_register_optimizers() -> list[OptimizerSpec]:
             config_type=AdamWConfig,
             build=build,
             paper="https://arxiv.org/abs/1711.05101",
+            per_parameter=True,
             usual_lr=(1e-8, 1e-3),  # from cautious fine-tuning to training from scratch
             state_bytes=state_bytes,
             advice=advice,

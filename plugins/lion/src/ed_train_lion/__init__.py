@@ -66,6 +66,7 @@ def ed_register_optimizers() -> list[OptimizerSpec]:
             build=build,
             library="lion-pytorch",
             paper="https://arxiv.org/abs/2302.06675",
+            per_parameter=True,
             recommended={"lr": 1e-7, "weight_decay": 0.1},
             usual_lr=(1e-9, 5e-7),  # a tenth of AdamW's for fine-tuning, which is near 1e-6
             state_bytes=4,  # the momentum
