@@ -14,6 +14,7 @@ from ed_train.registry import load_registry
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 ADAMW = {"base": {"optimizer": "adamw", "lr": 1e-3}}
 
 
@@ -73,7 +74,7 @@ def test_the_8_bit_default_warns_once_on_a_cpu(run_cli, capsys) -> None:
     assert capsys.readouterr().out.count("10 to 16 times") == 1
 
 
-def test_tensorboard_has_every_scalar_and_sample_pictures(run_cli, write_optimizer, tmp_path) -> None:
+def test_tensorboard_has_every_scalar_and_sample_pictures(run_cli, write_optimizer, tmp_path, micro_model) -> None:
     write_optimizer({"base": {"optimizer": "adamw", "lr": 1e-3}, "text_encoder_overrides": {"optimizer": "prodigy"}})
     prompts = tmp_path / "prompts.json"
     settings = {"num_inference_steps": 2, "cfgs": [1, 7], "samples": [{"prompt": "a cat"}, {"random_caption": True}]}
@@ -82,11 +83,17 @@ def test_tensorboard_has_every_scalar_and_sample_pictures(run_cli, write_optimiz
     folder = run_folder(tmp_path)
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     tags = events.Tags()
-    names = {"loss", "images_per_second", "memory_gb"}
-    names |= {f"{n}/{c}" for n in ("lr", "effective_lr", "grad_norm") for c in ("unet", "text_encoder")}
+    names = {"loss", "images_per_second", "step_seconds", "memory_gb"}
+    of_each = ("lr", "effective_lr", "grad_norm", "optimizer_state_mb")
+    names |= {f"{n}/{c}" for n in of_each for c in ("unet", "text_encoder")}
     assert set(tags["scalars"]) == names
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4]
     assert events.Scalars("effective_lr/text_encoder")[0].value < 1e-3
+    rates = zip(events.Scalars("images_per_second"), events.Scalars("step_seconds"), strict=True)
+    assert all(rate.value * step.value == pytest.approx(2, rel=1e-5) for rate, step in rates), "2 pictures a step"
+    (state,) = events.Scalars("optimizer_state_mb/unet")  # AdamW's two averages in float32
+    parameters = sum(t.numel() for t in load_file(micro_model / "unet" / WEIGHTS).values())
+    assert state.value == pytest.approx(8 * parameters / 1e6, rel=0.01)
     assert len(tags["images"]) == 4
     pictures = {p.name.partition("-")[0] for p in (folder / "samples").iterdir()}
     assert pictures == {"before", "step00002", "after"}

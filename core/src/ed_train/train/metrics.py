@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ed_train.config.run import TEXT_ENCODER
 from ed_train.config.train_keys import TrainConfig
+from ed_train.train.state import size_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,6 +48,7 @@ class Metrics:
         self.events: EventLog | None = None
         self._losses: list[torch.Tensor] = []
         self._images = 0
+        self._state_counted = False
         self._since = time.perf_counter()
         if folder is not None:
             from ed_train.train.events import EventLog
@@ -88,14 +90,18 @@ class Metrics:
             return
         loss = float(reduce(torch.stack(self._losses).mean()))
         now = time.perf_counter()
-        rate = self._images / (now - self._since)
+        seconds = now - self._since
+        rate, per_step = self._images / seconds, seconds / len(self._losses)
         self._losses, self._images, self._since = [], 0, now
         if not self.events:
             return
-        scalars = {"loss": loss, "images_per_second": rate, "memory_gb": _memory_gb()}
+        scalars = {"loss": loss, "images_per_second": rate, "step_seconds": per_step, "memory_gb": _memory_gb()}
         for c in components:
             scalars |= {f"lr/{c.name}": c.lr, f"effective_lr/{c.name}": c.effective_lr}
             scalars[f"grad_norm/{c.name}"] = float(result.grad_norms[c.name])
+        if not self._state_counted:  # it is there from the first step on, and does not change
+            scalars |= {f"optimizer_state_mb/{c.name}": size_of(c.optimizer.state_dict()) / 1e6 for c in components}
+            self._state_counted = True
         self.events.write(scalars, step)
         shown = {"loss": f"{loss:.4f}", **self._shown_rates(components), "img/s": f"{rate:.1f}"}
         self.step_bar.set_postfix(shown)
