@@ -83,6 +83,7 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "save_optimizer": (True, False),
     "keep_last_n_ckpts": (2, 3),
     "resume_changed": (True, False),
+    "save_full_precision": (True, False),
     "no_save_ckpt": (True, False),
     "no_prepend_last": (True, False),
     "sample_prompts": ("one.txt", "two.txt"),

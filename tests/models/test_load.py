@@ -15,9 +15,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from ed_train.errors import ConfigError
+from ed_train.models.export import write_single_file
 from ed_train.models.load import SdModel
 from ed_train.models.reference import ModelReference, check_model
-from ed_train.models.single_file import write_single_file
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 

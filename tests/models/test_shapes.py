@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from ed_train.errors import ConfigError
+from ed_train.models.export import write_single_file
 from ed_train.models.load import SdModel
 from ed_train.models.reference import ModelReference
 from ed_train.models.shapes import configuration_of, empty_text_encoder, empty_unet
-from ed_train.models.single_file import write_single_file
 from safetensors.torch import load_file, save_file
 
 Shapes = dict[str, tuple[int, ...]]

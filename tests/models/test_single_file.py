@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from ed_train.errors import CheckpointError
+from ed_train.models.export import write_single_file
 from ed_train.models.reference import check_model
-from ed_train.models.single_file import unet_layout, vae_layout, write_single_file
-from safetensors.torch import load_file
+from ed_train.models.single_file import unet_layout, vae_layout
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 PARTS = ("unet", "text_encoder", "vae")
@@ -143,3 +146,78 @@ def test_an_existing_file_is_not_overwritten(sd1: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="already exists"):
         export(StableDiffusionPipeline.from_pretrained(sd1), tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("version", "heads"), [(1, 2), (2, (1, 2, 2, 2))])
+def test_diffusers_reads_a_model_that_predicts_v_by_its_yaml(version: int, heads: object, tmp_path: Path) -> None:
+    width = 32  # the original format takes for granted that norms have 32 groups
+    unet = UNet2DConditionModel(
+        sample_size=8, layers_per_block=1, block_out_channels=(width, 2 * width, 2 * width, 2 * width),
+        cross_attention_dim=16, attention_head_dim=heads, use_linear_projection=version == 2,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(width, 2 * width), layers_per_block=1, sample_size=256,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=9, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+            hidden_act="quick_gelu" if version == 1 else "gelu", bos_token_id=7, eos_token_id=8,
+        )
+    )  # fmt: skip
+    scheduler = {"prediction_type": "v_prediction", "beta_start": 0.00085, "beta_end": 0.012}
+    parts = {"unet": unet, "text_encoder": text_encoder, "vae": vae}
+    file, side = write_single_file(
+        tmp_path / "v.safetensors", **parts, scheduler_config=scheduler, dtype=torch.float32
+    )  # fmt: skip
+    for wanted in (unet, vae):
+        read = type(wanted).from_single_file(str(file), original_config=str(side))
+        assert read.state_dict().keys() == wanted.state_dict().keys()
+        assert all(torch.equal(t, wanted.state_dict()[name]) for name, t in read.state_dict().items())
+    loaded = UNet2DConditionModel.from_single_file(str(file), original_config=str(side)).config
+    assert loaded["attention_head_dim"] == (heads if version == 1 else list(heads))  # type: ignore[call-overload]
+    assert loaded["use_linear_projection"] is (version == 2)
+
+
+def test_every_name_is_one_of_the_original_layout(sd2: Path, sd1: Path, tmp_path: Path) -> None:
+    """As in the published files of both versions."""
+    block = r"\d+\.\d+"
+    unet = (
+        rf"(time_embed\.[02]|input_blocks\.0\.0|out\.[02]|(in|out)put_blocks\.{block}\.(op|conv)"
+        rf"|((in|out)put_blocks\.{block}|middle_block\.[02])\.(in_layers\.[02]|emb_layers\.1|out_layers\.[03]"
+        rf"|skip_connection)|((in|out)put_blocks\.{block}|middle_block\.1)\.(norm|proj_in|proj_out"
+        r"|transformer_blocks\.0\.(norm[123]|attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))))\.(weight|bias)"
+    )
+    vae = (
+        r"((post_)?quant_conv|(en|de)coder\.(conv_in|conv_out|norm_out|mid\.(block_[12]\.(norm[12]|conv[12])"
+        r"|attn_1\.(norm|q|k|v|proj_out))|(up|down)\.\d\.(block\.\d\.(norm[12]|conv[12]|nin_shortcut)"
+        r"|(up|down)sample\.conv)))\.(weight|bias)"
+    )
+    layer = r"self_attn\.(q|k|v|out)_proj|layer_norm[12]|mlp\.fc[12]"
+    texts = {
+        sd1: r"cond_stage_model\.transformer\.text_model\.(embeddings\.(position_ids|(token|position)_embedding"
+        rf"\.weight)|(encoder\.layers\.\d+\.({layer})|final_layer_norm)\.(weight|bias))",
+        sd2: r"cond_stage_model\.model\.(token_embedding\.weight|positional_embedding|(ln_final|transformer\.resblocks"
+        r"\.\d+\.(ln_[12]|attn\.out_proj|mlp\.c_(fc|proj)))\.(weight|bias)"
+        r"|transformer\.resblocks\.\d+\.attn\.in_proj_(weight|bias))",
+    }
+    for folder, text in texts.items():
+        path = export(StableDiffusionPipeline.from_pretrained(folder), tmp_path / f"{folder.name}.safetensors")
+        known = re.compile(rf"model\.diffusion_model\.{unet}|first_stage_model\.{vae}|{text}")
+        assert [name for name in load_file(path) if not known.fullmatch(name)] == []
+
+
+def test_old_names_of_the_vaes_attention(sd1: Path, tmp_path: Path) -> None:
+    """Published folders have files that diffusers before 0.18 wrote."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    pipeline = StableDiffusionPipeline.from_pretrained(sd1)
+    state = pipeline.vae.state_dict()
+    for new, name in old.items():
+        state = {n.replace(f".{new}.", f".{name}."): tensor for n, tensor in state.items()}
+    assert state.keys() != pipeline.vae.state_dict().keys()
+    folder = tmp_path / "vae"
+    shutil.copytree(sd1 / "vae", folder)
+    save_file(state, folder / "diffusion_pytorch_model.safetensors")
+    parts = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    write_single_file(tmp_path / "old.safetensors", **parts, vae=folder, dtype=torch.float32)
+    assert_read_back(pipeline, tmp_path / "old.safetensors", sd1, torch.float32)

@@ -16,6 +16,7 @@ ed-train [--config train.json] [--KEY VALUE ...]              train
        ed-train [--config train.json] [--KEY VALUE ...] --check       show what would happen
        ed-train [--config train.json] [--KEY VALUE ...] --plan-memory compare the optimizers' memory
        ed-train --list-optimizers | --describe-optimizer NAME         see what is installed
+       ed-train --export FOLDER [FILE]                                a checkpoint as one file for other programs
        ed-train --schema optimizer|train | --new-plugin NAME [DIR]    for editors, for authors"""
 EPILOG = """\
 Every key of train.json is a flag; a flag wins over the file. Switches take true or false, and mean true without either.
@@ -31,6 +32,7 @@ COMMANDS = (
     ("--plan-memory", None, 0, "show the memory that this run would need with each installed optimizer"),
     ("--list-optimizers", None, 0, "show the installed optimizers, and what cannot be used and why"),
     ("--describe-optimizer", "NAME", None, "show an optimizer's options, recommended settings and memory"),
+    ("--export", ("FOLDER", "FILE"), "+", "write a checkpoint or diffusers folder as one .safetensors file"),
     ("--schema", "KIND", None, "print the JSON Schema of optimizer.json or train.json; KIND: optimizer or train"),
     ("--new-plugin", ("NAME", "DIR"), "+", "write a working plugin of your own into DIR (default: ed-train-NAME)"),
 )
@@ -44,6 +46,7 @@ class Arguments:
     Attributes:
         command: the command that was asked for instead of training, e.g. ``check``; empty to train.
         operands: what was given with it: a name, perhaps a folder.
+        overwrite: whether what the command writes may exist.
         without: what ``--no-plugin`` names.
         flags: the train.json keys that were given, as texts.
     """
@@ -52,6 +55,7 @@ class Arguments:
     command: str
     operands: tuple[str, ...]
     json: bool
+    overwrite: bool
     without: tuple[str, ...]
     flags: dict[str, str]
 
@@ -98,10 +102,14 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     as_json = values.pop("json", False)
     if as_json and command not in WITH_JSON:
         raise ConfigError([Problem("--json", "", f"goes with {', '.join(map(_flag, WITH_JSON))} only")])
-    if command == "new_plugin" and len(operands) > 2:
-        raise ConfigError([Problem("--new-plugin", "", f"got {len(operands)} values; expected NAME [DIR]")])
+    overwrite = values.pop("overwrite", False)
+    if overwrite and command != "export":
+        raise ConfigError([Problem("--overwrite", "", "goes with --export only")])
+    if command in ("new_plugin", "export") and len(operands) > 2:
+        expected = "NAME [DIR]" if command == "new_plugin" else "FOLDER [FILE]"
+        raise ConfigError([Problem(_flag(command), "", f"got {len(operands)} values; expected {expected}")])
     without = tuple(values.pop("no_plugin", ()))
-    return Arguments(values.pop("config", None), command, operands, as_json, without, values)
+    return Arguments(values.pop("config", None), command, operands, as_json, overwrite, without, values)
 
 
 def _flag(command: str) -> str:
@@ -116,6 +124,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     for flag, metavar, nargs, help_ in COMMANDS:
         group.add_argument(flag, action=_Command, metavar=metavar, nargs=nargs, help=help_)
     group.add_argument("--json", action="store_true", help="with a command that shows something: as JSON")
+    group.add_argument("--overwrite", action="store_true", help="with --export: replace a file that is there already")
     group.add_argument(
         "--no-plugin", action="append", metavar="NAME", help="do not load this plugin; may be given several times"
     )

@@ -165,6 +165,8 @@ def _notes_on_keys_without_effect(given: Mapping[str, Given]) -> list[str]:
         for key, instead in table.items():
             if key in given and not off(given[key].value):
                 notes.append(f"{given[key]} {state}" + (f": {instead}" if instead else ""))
+    if "save_full_precision" in given and given["save_full_precision"].value is True:
+        notes.append(f"{given['save_full_precision']} has no effect: checkpoint folders are always in full precision")
     if "attn_type" in given and given["attn_type"].value != "sdp":
         notes.append(f"{given['attn_type']} has no effect: torch's own attention (sdp) is always used")
     if "train_sampler" in given and given["train_sampler"].value != "ddpm":

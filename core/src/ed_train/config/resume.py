@@ -66,21 +66,28 @@ def find_latest(
 
 def find_named(value: str, base: Path, *, verify: bool = True) -> tuple[ResumePoint | None, str]:
     """The checkpoint of that path, or None and why it cannot be resumed; `verify` as in `find_latest`."""
-    from ed_train.models.atomic import is_partial
-
     path, message = find_input(value, base)
     if path is None:
         return None, message
-    if is_partial(path):
-        return None, f"{path} was never finished: what saved it has ended before; expected a checkpoint"
-    inner = [p for p in (path / "ckpts", path) if p.is_dir() and p.name == "ckpts"]
-    if inner:
-        names = ", ".join(sorted(p.name for p in inner[0].iterdir() if not p.name.startswith("."))[:5])
-        return None, f"{path} is the folder of a run; expected one of its checkpoints: {names or 'it has none'}"
+    if message := not_a_checkpoint(path):
+        return None, message
     try:
         return _checked(path, verify), ""
     except CheckpointError as error:
         return None, str(error)
+
+
+def not_a_checkpoint(path: Path) -> str:
+    """What a path is that a checkpoint is expected at: something half written, or a folder of several; else empty."""
+    from ed_train.models.atomic import is_partial
+
+    if is_partial(path):
+        return f"{path} was never finished: what saved it has ended before; expected a checkpoint"
+    inner = [p for p in (path / "ckpts", path) if p.is_dir() and p.name == "ckpts"]
+    if inner:
+        names = ", ".join(sorted(p.name for p in inner[0].iterdir() if not p.name.startswith("."))[:5])
+        return f"{path} is the folder of a run; expected one of its checkpoints: {names or 'it has none'}"
+    return ""
 
 
 def _checkpoints(logdir: Path, extra: Path | None) -> Iterator[Path]:

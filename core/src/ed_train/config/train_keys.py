@@ -147,6 +147,9 @@ class TrainConfig:
         bool, Help("keep the training state in every checkpoint; without, only the newest has it")
     ] = False
     keep_last_n_ckpts: Annotated[Count | None, Help("remove older checkpoints of the run; null: keep all")] = None
+    save_full_precision: Annotated[
+        bool, Help("write single files in float32 and not in half precision; checkpoint folders always are")
+    ] = False
     no_save_ckpt: Annotated[bool, Help("save no checkpoint at all")] = False
     no_prepend_last: Annotated[bool, Help("do not put last- before the name of the checkpoint at the end")] = False
     sample_prompts: Annotated[str, Help("prompts of the sample pictures: a .txt or .json file")] = "sample_prompts.txt"
@@ -160,7 +163,6 @@ class TrainConfig:
     plugins: Annotated[Any, Help("")] = None
     rated_dataset: Annotated[Any, Help("")] = None
     rated_dataset_target_dropout_percent: Annotated[Any, Help("")] = None
-    save_full_precision: Annotated[Any, Help("")] = None
     validation_config: Annotated[Any, Help("")] = None
     amp: Annotated[Any, Help("")] = None
     disable_xformers: Annotated[Any, Help("")] = None
@@ -180,7 +182,6 @@ NOT_YET: dict[str, str] = {
     "notebook": "progress bars are always those of a terminal",
     "plugins": "optimizer plugins are found by themselves once installed",
     "rated_dataset": "ratings of pictures are ignored",
-    "save_full_precision": "checkpoints are diffusers folders, always in full precision",
     "validation_config": "no validation loss is computed",
 }
 """Keys that are known and not implemented yet, with what happens instead."""

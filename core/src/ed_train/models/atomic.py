@@ -55,9 +55,12 @@ def atomic_folder(target: Path, extra: Mapping[str, Any] | None = None) -> Itera
 
 
 @contextmanager
-def atomic_file(target: Path) -> Iterator[Path]:
-    """The same for a single file, without a manifest. Yields the temporary path to write."""
-    with _partial(target) as temp:
+def atomic_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """The same for a single file, without a manifest. Yields the temporary path to write.
+
+    With `replace` the file may exist, and stays as it is until the new one takes its place.
+    """
+    with _partial(target, replace=replace) as temp:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temp
         _finish_file(temp)
@@ -160,17 +163,19 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def _partial(target: Path) -> Iterator[Path]:
+def _partial(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Lend the temporary path; rename it at the end, or remove it if something went wrong."""
-    _refuse_existing(target)
+    if not replace:
+        _refuse_existing(target)
     temp = target.with_name(f".{target.name}.partial-{os.getpid()}")
     _remove(temp)  # left by an older process with the same id, as is common in containers
     renamed = False
     try:
         yield temp
-        _refuse_existing(target)
-        temp.rename(target)
-        renamed = True
+        if not replace:
+            _refuse_existing(target)
+        (temp.replace if replace else temp.rename)(target)
+        renamed = not replace
         _sync_folder(target.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         if renamed:  # the disk did not take the name: what is said not to be saved must not be found later

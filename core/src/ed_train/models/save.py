@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ed_train.errors import NonFiniteWeightsError
 from ed_train.models.tensors import listed, non_finite
@@ -45,6 +45,19 @@ def weights_of(module: torch.nn.Module, *, copy: bool = False) -> ModelWeights:
     return ModelWeights(state, component_config(module))
 
 
+def as_weights(part: torch.nn.Module | ModelWeights | Path) -> ModelWeights:
+    """The weights of a module; or of a component folder with one whole safetensors file, which is read.
+
+    Raises:
+        OSError, SafetensorError, ValueError: it cannot be read.
+    """
+    if isinstance(part, ModelWeights):
+        return part
+    if isinstance(part, Path):
+        return ModelWeights(load_file(part / DIFFUSERS_WEIGHTS), json.loads((part / "config.json").read_bytes()))
+    return weights_of(part)
+
+
 def write_pipeline(
     folder: Path,
     *,
@@ -72,10 +85,9 @@ def write_pipeline(
         NonFiniteWeightsError: a component has NaN or infinite weights.
         OSError, SafetensorError: the disk is full or failing.
     """
-    unet_weights = unet if isinstance(unet, ModelWeights) else weights_of(unet)
+    unet_weights, text_weights = as_weights(unet), as_weights(text_encoder)
     write_weights(folder / "unet" / DIFFUSERS_WEIGHTS, unet_weights.state, "unet")
     _write_json(folder / "unet" / "config.json", unet_weights.config)
-    text_weights = text_encoder if isinstance(text_encoder, ModelWeights) else weights_of(text_encoder)
     write_weights(folder / "text_encoder" / TEXT_ENCODER_WEIGHTS, with_prefix(text_weights.state), "text_encoder")
     _write_json(folder / "text_encoder" / "config.json", text_weights.config)
     if isinstance(vae, Path):

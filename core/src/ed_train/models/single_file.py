@@ -1,4 +1,4 @@
-"""Write the original Stable Diffusion layout: one file with the UNet, the text encoder and the VAE.
+"""The original Stable Diffusion layout: the names in one file with the UNet, the text encoder and the VAE.
 
 The names follow from how CompVis' and Stability AI's code counts blocks (https://github.com/CompVis/stable-diffusion,
 ldm/modules/diffusionmodules; https://github.com/mlfoundations/open_clip for the text encoder of version 2): the layers
@@ -9,20 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 
-from ed_train.errors import CheckpointError
-from ed_train.models.atomic import atomic_file
-from ed_train.models.save import with_prefix
-from ed_train.models.tensors import listed, non_finite
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
+from ed_train.models.save import ModelWeights, with_prefix
 
 State = Mapping[str, torch.Tensor]
 
@@ -50,7 +40,12 @@ _VAE_MID = {
     "mid_block.resnets.1": "mid.block_2",
     "conv_norm_out": "norm_out",
 }
-_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_VAE_ATTENTION = {
+    "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out",
+    "query": "q", "key": "k", "value": "v", "proj_attn": "proj_out",
+}  # fmt: skip
+"""The second line: names of diffusers before 0.18, which the files of published models have."""
+_POSITIONS = "text_model.embeddings.position_"
 _OPEN_CLIP_ENDS = {
     "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
@@ -68,45 +63,28 @@ _BLOCK = re.compile(r"(?P<way>down|up)_blocks\.(?P<block>\d+)\.(?P<kind>\w+)\.(?
 _CLIP_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
-def write_single_file(
-    path: Path,
-    *,
-    unet: UNet2DConditionModel,
-    text_encoder: CLIPTextModel,
-    vae: AutoencoderKL,
-    dtype: torch.dtype = torch.float16,
-) -> None:
-    """Write the three components into one new ``.safetensors`` file, atomically.
+def is_version_2(text_config: Mapping[str, object]) -> bool:
+    """Whether a text encoder is one of OpenCLIP's, with which version 2 begins; its configuration tells."""
+    return text_config["hidden_act"] == "gelu"
 
-    A text encoder with the activation of OpenCLIP's models (gelu) is written in version 2's layout, any other in
-    version 1's. Version 2's file has only the layers that the text encoder has: 23, not the 24th that is never used.
 
-    Args:
-        path: the file; it must not exist.
-        unet: the UNet, unwrapped.
-        text_encoder: the text encoder, unwrapped.
-        vae: the VAE.
-        dtype: torch.float16 for half precision, torch.float32 for full.
+def original_layout(unet: ModelWeights, text_encoder: ModelWeights, vae: ModelWeights) -> dict[str, torch.Tensor]:
+    """All tensors of a single file.
 
-    Raises:
-        CheckpointError: `path` exists or cannot be written, or a weight is NaN or infinite or becomes so in `dtype`.
+    Version 2's file has only the layers that the text encoder has: 23, not the 24th that is never used. Version 1's
+    has the numbers of the positions, which are no weights, but which readers on transformers before 4.31 miss.
     """
-    text = with_prefix(text_encoder.state_dict())
-    text_prefix, text = (
-        ("cond_stage_model.model.", open_clip_layout(text))
-        if text_encoder.config.hidden_act == "gelu"
-        else ("cond_stage_model.transformer.", text)
-    )
-    state = {
-        **_under("model.diffusion_model.", unet_layout(unet.state_dict(), unet.config.layers_per_block)),
-        **_under(text_prefix, text),
-        **_under("first_stage_model.", vae_layout(vae.state_dict(), len(vae.config.block_out_channels))),
+    text = with_prefix(text_encoder.state)
+    if is_version_2(text_encoder.config):
+        text = _under("cond_stage_model.model.", open_clip_layout(text))
+    else:
+        positions = torch.arange(text[_POSITIONS + "embedding.weight"].shape[0])[None]
+        text = _under("cond_stage_model.transformer.", {**text, _POSITIONS + "ids": positions})
+    return {
+        **_under("model.diffusion_model.", unet_layout(unet.state, unet.config["layers_per_block"])),
+        **text,
+        **_under("first_stage_model.", vae_layout(vae.state, len(vae.config["block_out_channels"]))),
     }
-    state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
-    if bad := non_finite(state):
-        raise CheckpointError(f"{path}: NaN or infinite weights are not saved: {listed(bad)} (as {dtype})")
-    with atomic_file(path) as temp:
-        save_file(state, temp, metadata={"format": "pt"})
 
 
 def unet_layout(state: State, layers_per_block: int) -> dict[str, torch.Tensor]:
