@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from ed_train.errors import ConfigError, EdTrainError, Problem
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         train(run)
     except EdTrainError as error:
         located = run.located(error) if run and isinstance(error, ConfigError) else error
-        return _fail(located, as_json=bool(arguments and arguments.json))
+        return fail(located, as_json=bool(arguments and arguments.json))
     except KeyboardInterrupt:
         print("ed-train: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -116,7 +116,7 @@ def _list_optimizers(without: Sequence[str], as_json: bool) -> int:
     return OK
 
 
-def _fail(error: EdTrainError, *, as_json: bool) -> int:
+def fail(error: EdTrainError, *, as_json: bool) -> int:
     """Print what went wrong, a line for each problem, and return the exit status."""
     status, problems = FAILED, [Problem("", "", line) for line in str(error).splitlines()]
     if isinstance(error, ConfigError):
@@ -132,10 +132,15 @@ def _fail(error: EdTrainError, *, as_json: bool) -> int:
 
 def entry_point() -> NoReturn:
     """The console script."""
+    leave_with(main)
+
+
+def leave_with(command: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run a command with this process's arguments and exit with its status, also where nothing can be printed."""
     status = FAILED
     try:
         try:
-            status = main(sys.argv[1:])
+            status = command(sys.argv[1:])
         finally:
             sys.stdout.flush()
     except OSError as error:

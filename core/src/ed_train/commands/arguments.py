@@ -25,6 +25,7 @@ Hyphens and underscores are the same in flags. Example:
   ed-train --config train.json --optimizer_config optimizer.json --max_epochs 10
 
 Several GPUs or processes: accelerate launch -m ed_train --config train.json
+The same run with several optimizers in turn, and a report: ed-compare --help
 """
 
 COMMANDS = (

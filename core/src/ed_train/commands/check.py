@@ -86,7 +86,7 @@ def _or(source: str, default: str) -> str:
 
 def _table(rows: Iterable[tuple[str, Any, str]]) -> Iterator[str]:
     """Key, value and source in columns."""
-    texts = [(key, printable(json.dumps(_strict(value), ensure_ascii=False)), source) for key, value, source in rows]
+    texts = [(key, printable(json.dumps(strict(value), ensure_ascii=False)), source) for key, value, source in rows]
     keys = max((len(key) for key, _, _ in texts), default=0)
     values = max((len(value) for _, value, _ in texts if len(value) <= WIDEST_COLUMN), default=0)
     for key, value, source in texts:
@@ -129,8 +129,8 @@ def _summary(report: Report) -> dict[str, Any]:
         "settings": settings,
         "warnings": [*report.remarks, *(f"picture not used: {picture}" for picture in pictures.skipped)],
     }
-    strict: dict[str, Any] = _strict(summary)
-    return strict
+    content: dict[str, Any] = strict(summary)
+    return content
 
 
 def _component(component: TrainedComponent, total_steps: int) -> dict[str, Any]:
@@ -171,12 +171,12 @@ def _plugins(run: RunConfig) -> list[dict[str, str]]:
     return [{"distribution": name, "version": version} for name, version in sorted(versions.items())]
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """A value as strict JSON can hold it: an infinity that is some plugin's default becomes a text."""
     if isinstance(value, dict):
-        return {str(key): _strict(member) for key, member in value.items()}
+        return {str(key): strict(member) for key, member in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_strict(member) for member in value]
+        return [strict(member) for member in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if isinstance(value, str | int | float | None) else str(value)

@@ -1,0 +1,1 @@
+"""``ed-compare``: the same run with several optimizers, and one report of how they did."""
