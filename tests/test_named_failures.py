@@ -132,7 +132,7 @@ def test_null_does_not_switch_legacy_freezing_off(resolve) -> None:
 
 def other_value(config_type: type[Any], option: str) -> Any:
     """A valid value that is not the default."""
-    candidates: tuple[Any, ...] = (True, False, 0.123, 1.5, 2, 16384, (0.8, 0.7), (0.8, 0.7, 0.6))
+    candidates: tuple[Any, ...] = (True, False, 0.123, 1.5, 2, 16384, (0.8, 0.7), (0.8, 0.7, 0.6), "reference")
     default = default_of(config_type, option)
     return next(c for c in candidates if c != default and not validated(config_type, {option: c})[1])
 
@@ -197,7 +197,7 @@ def test_an_argument_that_a_library_drops_is_a_named_error_and_not_a_traceback(m
 
     monkeypatch.setattr(lion_pytorch, "Lion", NewerLion)
     with pytest.raises(PluginError, match=r"^ed-train-lion \S+: lion could not be built: .*decoupled_weight_decay"):
-        create_optimizer("lion", nn.Linear(2, 2).parameters())
+        create_optimizer("lion", nn.Linear(2, 2).parameters(), implementation="reference")
 
 
 def test_positional_arguments_are_not_used_where_a_library_moves_them(monkeypatch) -> None:

@@ -161,7 +161,10 @@ EVERYTHING = {
     },
     "dadapt_sgd": {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.3, "d0": 1e-5, "growth_rate": 1.5},
     "dadapt_lion": {"lr": 0.5, "betas": [0.8, 0.9], "weight_decay": 0.3, "d0": 1e-5},
-    "lion": {"lr": 1e-5, "betas": [0.8, 0.9], "weight_decay": 0.3, "decoupled_weight_decay": False},
+    "lion": {
+        "lr": 1e-5, "betas": [0.8, 0.9], "weight_decay": 0.3, "decoupled_weight_decay": False,
+        "implementation": "reference",
+    },
     "adamw8bit": {"lr": 1e-5, "betas": [0.8, 0.9], "epsilon": 1e-7, "weight_decay": 0.3, "min_8bit_size": 16384},
 }  # fmt: skip
 

@@ -22,7 +22,10 @@ def layer() -> torch.nn.Linear:
 
 
 def test_defaults():
-    assert LionConfig() == LionConfig(lr=1e-7, betas=(0.9, 0.99), weight_decay=0.1, decoupled_weight_decay=False)
+    assert LionConfig() == LionConfig(
+        lr=1e-7, betas=(0.9, 0.99), weight_decay=0.1, decoupled_weight_decay=False,
+        implementation="fast",
+    )  # fmt: skip
     optimizer = create_optimizer("lion", layer().parameters())
     (group,) = optimizer.param_groups
     assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (1e-7, (0.9, 0.99), 0.1)
@@ -32,7 +35,7 @@ def test_defaults():
 @pytest.mark.parametrize(("option", "value"), OPTIONS)
 def test_option_reaches_lion_pytorch(option, value):
     optimizer = create_optimizer("lion", layer().parameters(), **{option: value})
-    assert type(optimizer) is Lion
+    assert isinstance(optimizer, Lion)
     assert optimizer.param_groups[0][option] == value
 
 
@@ -46,7 +49,9 @@ def test_decoupled_weight_decay_takes_a_share_of_the_weights():
 
 
 def test_every_option_is_tested():
-    assert {option for option, _ in OPTIONS} | {"decoupled_weight_decay"} == set(option_names(LionConfig))
+    assert {option for option, _ in OPTIONS} | {"decoupled_weight_decay", "implementation"} == set(
+        option_names(LionConfig)
+    )
 
 
 @pytest.mark.parametrize(("option", "value"), [("lr", 0), ("betas", (0.9, 1.0)), ("use_triton", True)])

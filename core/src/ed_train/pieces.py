@@ -1,0 +1,115 @@
+"""Help for plugins that bring a faster step than their library's: walk over tensors in pieces that stay in the cache.
+
+On a CPU a step is bound by memory: whoever applies ten operations to a large tensor, one after the other, reads and
+writes it ten times. Applied piece by piece, nine of them find their data in the cache. A GPU has no such cache; there
+the pieces are large, and only bound what an operation over many tensors allocates.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ed_train.parameters import tensors_of
+from ed_train.specs import Params
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CPU_PIECE = 2**19
+"""Elements: 2 MB of float32. Half of it gains as much on one core, but two need enough work for each."""
+DEVICE_PIECE = 2**25
+"""Elements on any other device: 128 MB of float32."""
+
+Row: TypeAlias = "tuple[Tensor, ...]"
+Columns: TypeAlias = "tuple[list[Tensor], ...]"
+
+
+def pieces(rows: Iterable[Row], size: int | None = None) -> Iterator[Columns]:
+    """Cut tensors into pieces of about `size` elements, and put small ones together.
+
+    Args:
+        rows: tensors that belong together, such as a parameter, its gradient and its momentum: equally many in each
+            row, of one shape within a row. Tensors over `size` are split where all of a row lie in memory in the same
+            way, else taken whole.
+        size: elements of a piece; by default what suits the device.
+
+    Yields:
+        Lists of equal length for ``torch._foreach_`` functions, one for each column, all of one device and of one
+        dtype within a column. They share memory with the given tensors, and together cover each element once.
+    """
+    held: dict[tuple[Any, ...], tuple[list[Row], int]] = {}
+    for row in rows:
+        first = row[0]
+        limit = size or (CPU_PIECE if first.device.type == "cpu" else DEVICE_PIECE)
+        elements = first.numel()
+        if elements > limit and (flat := _flat(row)):
+            for parts in zip(*(tensor.split(limit) for tensor in flat), strict=True):  # type: ignore[no-untyped-call]
+                yield tuple([part] for part in parts)
+            continue
+        key = (first.device, *(tensor.dtype for tensor in row))
+        waiting, total = held.pop(key, ([], 0))
+        waiting.append(row)
+        if total + elements >= limit:
+            yield _columns(waiting)
+        else:
+            held[key] = waiting, total + elements
+    for waiting, _ in held.values():
+        yield _columns(waiting)
+
+
+def scale_(tensors: list[Tensor], factor: float) -> None:
+    """Multiply tensors of one device and dtype by a number, in place.
+
+    On a CPU ``torch._foreach_mul_`` (of torch 2.13) rounds the number to the dtype of the tensors: 0.999 is 1 in
+    bfloat16.
+    """
+    import torch
+
+    if tensors[0].device.type == "cpu" and tensors[0].element_size() < 4:
+        for tensor in tensors:
+            tensor.mul_(factor)
+    else:
+        torch._foreach_mul_(tensors, factor)
+
+
+def fast_fits(name: str, params: Params, reference_only: Collection[str] = ()) -> bool:
+    """Whether a fast step can be used for these parameters; warns with the reason if it cannot.
+
+    Args:
+        name: the optimizer's, for the warning.
+        params: as given to a spec's `build`.
+        reference_only: options in parameter groups that only the library's class follows.
+    """
+    import torch
+
+    plain = (torch.Tensor, torch.nn.Parameter)
+    reasons = [f"a group sets {k}" for g in params if isinstance(g, dict) for k in reference_only if g.get(k)]
+    for tensor in tensors_of(params):
+        if type(tensor) not in plain or hasattr(tensor, "_fsdp_flattened"):
+            reasons.append(f"a parameter is sharded or of a special kind ({type(tensor).__name__})")
+        elif not tensor.is_floating_point() or tensor.layout != torch.strided:
+            reasons.append(f"a parameter is no dense tensor of real numbers ({tensor.dtype}, {tensor.layout})")
+    if reasons:
+        warnings.warn(f"{name}: implementation is reference, not fast: {reasons[0]}", stacklevel=2)
+    return not reasons
+
+
+def _columns(rows: list[Row]) -> Columns:
+    return tuple(map(list, zip(*rows, strict=True)))
+
+
+def _flat(row: Row) -> Row | None:
+    """Views of one dimension, in the order of the memory; None if the tensors of the row lie in different orders."""
+    import torch
+
+    if any(tensor.layout != torch.strided for tensor in row):
+        return None
+    if row[0].dim() == 1:
+        return row
+    if all(tensor.is_contiguous() for tensor in row):
+        return tuple(tensor.view(-1) for tensor in row)
+    if row[0].dim() == 4 and all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in row):
+        return tuple(tensor.permute(0, 2, 3, 1).reshape(-1) for tensor in row)
+    return None
