@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from ed_train.cli import FAILED as EXIT_FAILED
 from ed_train.cli import OK, fail, leave_with
-from ed_train.errors import EdTrainError
+from ed_train.errors import ConfigError, EdTrainError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +45,10 @@ def _compare(argv: Sequence[str]) -> int:
     folder = Path(given.folder or Path(train.logdir) / (train.run_name or f"{train.project_name}_compare")).absolute()
     if given.folder and train.run_name:
         notes.append(f"run_name ({run.sources['run_name']}) has no effect: --folder says where the runs lie")
-    found = places(folder, members)
+    try:
+        found = places(folder, members)
+    except ConfigError as error:
+        raise run.located(error) from error
     say = Progress()
     for note in dict.fromkeys((*run.notes, *notes)):
         say.line(f"note: {note}")

@@ -52,7 +52,12 @@ def write_report(folder: Path, summary: Summary, places: Sequence[Place], run: R
             draw_png(plot).save(folder / f"{plot.name}.png")
         if columns:
             sample_sheet(labels, columns).save(folder / SHEET)
-        results = json.dumps(as_json(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        results = (
+            json.dumps(
+                {**as_json(summary), "facts": facts(summary, run)}, indent=2, ensure_ascii=False, allow_nan=False
+            )
+            + "\n"
+        )
         write_atomic(folder / RESULTS, results.encode())
         write_atomic(path, page.encode())
     except OSError as error:
@@ -70,7 +75,7 @@ def _page(
     yield '<meta name="color-scheme" content="light dark">'
     yield f"<style>\n{_style(looks)}\n</style>\n</head>\n<body>\n<main>"
     yield f"<h1>{escape(title)}</h1>"
-    yield f'<p class="facts">{escape(_facts(summary, run))}</p>'
+    yield f'<p class="facts">{escape(" · ".join(facts(summary, run)))}</p>'
     yield f'<p class="lead">{escape(_lead(summary))}</p>'
     yield from _summary_table(summary, looks)
     yield '<h2>Curves</h2>\n<p class="note">Point at a line or a label to see it alone.</p>\n<div class="plots">'
@@ -97,12 +102,12 @@ def _style(looks: Sequence[Style]) -> str:
     return "\n".join(rules)
 
 
-def _facts(summary: Summary, run: RunConfig) -> str:
-    """What was trained, in a line."""
+def facts(summary: Summary, run: RunConfig) -> list[str]:
+    """What was trained, with what, when."""
     record = next((row.result.record for row in summary.rows if row.result.record), {})
     train = run.train
     steps = max((row.result.loss.steps[-1] for row in summary.rows if row.result.loss), default=0)
-    facts = [
+    known = [
         f"{len(summary.rows)} runs of {steps} steps" if steps else f"{len(summary.rows)} runs",
         f"batch {train.batch_size}" + (f" x {train.grad_accum}" if train.grad_accum > 1 else ""),
         f"{train.resolution} px",
@@ -113,9 +118,9 @@ def _facts(summary: Summary, run: RunConfig) -> str:
     if record:
         precision = PRECISIONS.get(str(record.get("precision")), "")
         threads = record.get("threads")
-        facts.append(f"{record.get('device')}, {threads} thread{'s' if threads != 1 else ''}, {precision}")
-        facts.append(f"torch {(record.get('libraries') or {}).get('torch')}")
-    return " · ".join([*facts, f"ed-train {__version__}", time.strftime("%Y-%m-%d %H:%M")])
+        known.append(f"{record.get('device')}, {threads} thread{'s' if threads != 1 else ''}, {precision}")
+        known.append(f"torch {(record.get('libraries') or {}).get('torch')}")
+    return [*known, f"ed-train {__version__}", time.strftime("%Y-%m-%d %H:%M")]
 
 
 def _lead(summary: Summary) -> str:

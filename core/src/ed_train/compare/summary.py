@@ -54,8 +54,8 @@ class Summary:
 
     @property
     def ranked(self) -> list[Row]:
-        """The rows from the lowest loss to the highest, then those without one."""
-        return sorted(self.rows, key=lambda row: (row.best is None, row.best or (0.0, 0)))
+        """The finished rows from the lowest loss to the highest, then the others, those without a loss last."""
+        return sorted(self.rows, key=lambda row: (row.result.status != DONE, row.best is None, row.best or (0.0, 0)))
 
     @property
     def measure(self) -> str:
