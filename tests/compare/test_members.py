@@ -59,7 +59,7 @@ def test_a_flag_for_the_lr_is_that_of_the_configured_optimizer(setting) -> None:
 
 def test_a_grid_of_learning_rates_is_for_those_that_do_not_find_theirs(setting) -> None:
     members = setting.members("adamw", "prodigy", "lion@2e-6", grid="1e-5,1e-4")
-    assert [m.label for m in members] == ["adamw lr 1e-05", "adamw lr 0.0001", "prodigy", "lion lr 2e-06"]
+    assert [m.label for m in members] == ["adamw lr 1e-5", "adamw lr 1e-4", "prodigy", "lion lr 2e-6"]
     assert members[0].main.sources["lr"] == "--lr-grid"
     assert members[3].main.sources["lr"] == "--optimizers"
     assert [m.name for m in members] == ["adamw", "adamw", "prodigy", "lion"]
@@ -67,8 +67,8 @@ def test_a_grid_of_learning_rates_is_for_those_that_do_not_find_theirs(setting) 
 
 def test_a_grid_of_multiples_is_for_all(setting) -> None:
     members = setting.members("lion@1e-5", "prodigy", grid="0.5x,2x")
-    assert [m.label for m in members] == ["lion lr 5e-06", "lion lr 2e-05", "prodigy lr 0.5", "prodigy lr 2"]
-    assert members[0].main.sources["lr"] == "--lr-grid: 0.5 x 1e-05"
+    assert [m.label for m in members] == ["lion lr 5e-6", "lion lr 2e-5", "prodigy lr 0.5", "prodigy lr 2"]
+    assert members[0].main.sources["lr"] == "--lr-grid: 0.5 x 1e-5"
 
 
 @pytest.mark.parametrize("text", ["", "1e-5,x", "0", "-1", "nan", "1e-5,2x", "1e-5,1e-5", "1e-5,0.00001", "x"])
@@ -85,12 +85,12 @@ def test_an_optimizer_file_is_a_run_as_ed_train_makes_it(setting) -> None:
     assert (member.label, member.name) == ("mixed", "lion")
     alone = load_config({**setting.flags, "optimizer_config": str(file)}, setting.registry)
     assert member.run.components == alone.components
-    assert [m.label for m in setting.members(str(file), grid="1e-6,1e-7")] == ["mixed lr 1e-06", "mixed lr 1e-07"]
+    assert [m.label for m in setting.members(str(file), grid="1e-6,1e-7")] == ["mixed lr 1e-6", "mixed lr 1e-7"]
 
 
 def test_classes_and_names_with_their_distribution(setting) -> None:
     members = setting.members("torch.optim:NAdam@1e-4", "ed-train-lion:lion", "LION@1e-5")
-    assert [m.label for m in members] == ["torch.optim:NAdam lr 0.0001", "lion", "lion lr 1e-05"]
+    assert [m.label for m in members] == ["torch.optim:NAdam lr 1e-4", "lion", "lion lr 1e-5"]
 
 
 def test_another_optimizer_of_the_text_encoder_is_said_not_to_be_used(setting) -> None:

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from ed_train.compare.canvas import DARK, LIGHT
 from ed_train.compare.collect import Curve, Result
-from ed_train.compare.plots import Series, line_plot, spread, styles
+from ed_train.compare.plots import Series, below, draw_png, line_plot, spread, styles
 from ed_train.compare.report import write_report
 from ed_train.compare.scales import axis_over, tick_texts
 from ed_train.compare.summary import as_json, summarize, table_lines
@@ -160,7 +160,7 @@ def test_without_validation_the_loss_of_training_is_used_and_that_is_said(write,
 
 def test_a_grid_has_a_plot_over_the_learning_rates(write, made_up) -> None:
     names = ["adamw@1e-5", "adamw@1e-4", "lion@1e-6"]
-    labels = ["adamw lr 1e-05", "adamw lr 0.0001", "lion lr 1e-06"]
+    labels = ["adamw lr 1e-5", "adamw lr 1e-4", "lion lr 1e-6"]
     path, _ = write([made_up(label, 0.5, 0.4 - 0.01 * i) for i, label in enumerate(labels)], *names)
     assert (path.parent / "lr_grid.png").exists()
 
@@ -186,6 +186,18 @@ def test_ticks_are_few_round_and_on_the_axis(values, log) -> None:
     assert all(-1e-6 <= axis.share(tick) <= 1 + 1e-6 for tick in axis.ticks)
     assert all(0 < axis.share(value) < 1 for value in values)
     assert len(set(tick_texts(axis.ticks))) == len(axis.ticks)
+
+
+def test_a_line_that_goes_off_is_cut_and_does_not_flatten_the_others() -> None:
+    look, other = styles(["a", "b"])
+    good = Series("a", look, [(0, 1.0), (1, 0.9), (2, 0.8)])
+    off = Series("b", other, [(0, 1.0), (1, 3.0), (2, 1.0), (3, 1e30)])
+    plot = line_plot("n", "t", [good, off], x="x", y="y", cut=True)
+    assert plot
+    assert plot.y.high < 1.1
+    assert below(off.points, 2.0) == [[(0, 1.0), (0.5, 2.0)], [(1.5, 2.0), (2, 1.0), (pytest.approx(2), 2.0)]]
+    assert below(good.points, 2.0) == [good.points]
+    draw_png(plot)
 
 
 def test_labels_are_moved_apart_and_stay_in_the_frame() -> None:

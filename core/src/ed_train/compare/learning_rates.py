@@ -91,6 +91,14 @@ def is_default(source: str) -> bool:
     return source.startswith("default")
 
 
+def short(value: float) -> str:
+    """``3e-5``, ``0.1``, ``1``."""
+    if value == 0 or 0.01 <= abs(value) < 1e4:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.6e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
 def rounded(value: float) -> float:
     """Without the noise of binary fractions."""
     return float(f"{value:.6g}")
@@ -106,7 +114,7 @@ def grid_of(grid: LearningRates, optimizer: RegisteredOptimizer, own: ChosenLr, 
         pinned: whether the user gave `own` with the name; it then takes multiples only, too.
     """
     if grid.relative:
-        return [ChosenLr(rounded(own.value * x), f"--lr-grid: {x:g} x {own.value:g}", True) for x in grid.values]
+        return [ChosenLr(rounded(own.value * x), f"--lr-grid: {x:g} x {short(own.value)}", True) for x in grid.values]
     if not grid.values or pinned or optimizer.spec.learning_rate_free:
         return [own]
     return [ChosenLr(lr, "--lr-grid", True) for lr in grid.values]

@@ -15,6 +15,7 @@ from ed_train.compare.learning_rates import (
     is_default,
     positive_number,
     rounded,
+    short,
 )
 from ed_train.config.load import load_config
 from ed_train.config.optimizer_keys import SCHEDULE_KEYS
@@ -33,7 +34,7 @@ class Member:
     """One run of a comparison.
 
     Attributes:
-        label: what it is called, e.g. ``lion`` or ``lion lr 3e-05``.
+        label: what it is called, e.g. ``lion`` or ``lion lr 3e-5``.
         name: of its optimizer, which members with other learning rates share.
         run: its configuration; every option has its source.
         unusable: why it cannot run on this machine; empty if it can.
@@ -139,11 +140,11 @@ def _members_of_file(
 
 
 def _members_of_name(text: str, run: RunConfig, grid: LearningRates, registry: OptimizerRegistry) -> Iterator[Member]:
-    name, at, lr_text = text.rpartition("@")
+    name, at, short = text.rpartition("@")
     if not at:
         name = text
     optimizer = registry.find(name)
-    pinned = positive_number(lr_text) if at else None
+    pinned = positive_number(short) if at else None
     if at and pinned is None:
         raise ConfigError([Problem(WHERE, "", f"got {text!r}; expected a learning rate > 0 behind the @")])
     ratios = _ratios(run)
@@ -160,7 +161,7 @@ def _member(called: str, name: str, lr: ChosenLr, run: RunConfig) -> Member:
     notes = [note for c in run.components.values() for note in sanity_notes(c, run.train.clip_grad_norm)]
     unusable = dict.fromkeys(why for o in optimizers if (why := why_unusable(o)))
     run = replace(run, notes=tuple(notes))
-    return Member(f"{called} lr {lr.value:g}" if lr.shown else called, name, run, "; ".join(unusable))
+    return Member(f"{called} lr {short(lr.value)}" if lr.shown else called, name, run, "; ".join(unusable))
 
 
 def _ratios(run: RunConfig) -> dict[str, float]:
@@ -194,7 +195,7 @@ def _with_lr(run: RunConfig, lr: ChosenLr, ratios: Mapping[str, float]) -> RunCo
     components = {}
     for name, config in run.components.items():
         value = rounded(lr.value * ratios[name])
-        source = lr.source if ratios[name] == 1 else f"{rounded(ratios[name]):g} x {lr.value:g} ({lr.source})"
+        source = lr.source if ratios[name] == 1 else f"{rounded(ratios[name]):g} x {short(lr.value)} ({lr.source})"
         if value == config.options.lr:
             components[name] = config
             continue

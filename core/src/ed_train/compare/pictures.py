@@ -55,7 +55,7 @@ def _lines(
         c = curve(row)
         xs = [seconds / divisor for seconds in c.seconds] if divisor else c.steps
         series.append(Series(row.member.label, style, list(zip(xs, c.values, strict=True))))
-    return line_plot(name, title[:1].upper() + title[1:], series, x=x, y=y, log_y=log_y)
+    return line_plot(name, title[:1].upper() + title[1:], series, x=x, y=y, log_y=log_y, cut=not log_y)
 
 
 def _lr_plots(rows: Sequence[tuple[Row, Style]]) -> Iterator[Plot | None]:

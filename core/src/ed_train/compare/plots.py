@@ -15,6 +15,8 @@ LABEL_GAP, LETTER = 13, 6.1
 MOST_MARKERS = 40
 LOG_FROM = 8
 """Above this ratio of the highest to the lowest value an axis is logarithmic."""
+CUT_AT = 1.25
+"""Losses above this multiple of the highest first one are cut off."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +81,26 @@ class LinePlot:
         right = WIDTH - 14 - LETTER * max(len(s.label) for s in self.series)
         frame = (LEFT, TOP, right, self.height - BOTTOM)
         _axes(canvas, self.title, self.x, self.y, frame)
-        placed = [(s, [_at(point, self.x, self.y, frame) for point in s.points]) for s in self.series]
-        for series, points in placed:
-            self._draw_series(canvas, series, points)
-        _labels(canvas, [(s, points[-1]) for s, points in placed], frame)
+        for series in self.series:
+            self._draw_series(canvas, series, frame)
+        ends = [(x, min(y, self.y.high)) for x, y in (series.points[-1] for series in self.series)]
+        _labels(canvas, [(s, _at(end, self.x, self.y, frame)) for s, end in zip(self.series, ends, strict=True)], frame)
 
-    def _draw_series(self, canvas: Canvas, series: Series, points: Sequence[Point]) -> None:
+    def _draw_series(self, canvas: Canvas, series: Series, frame: Frame) -> None:
         style = series.style
-        canvas.line(points, style.colour, 1.8, style.dash, style.key)
-        if len(points) > MOST_MARKERS:
-            return
-        for point, (x, y) in zip(points, series.points, strict=True):
-            hint = f"{series.label}: {self.y.label} {y:.4g} at {self.x.label} {x:.4g}"
-            canvas.marker(point, style.marker, style.colour, style.key, hint)
+        for part in below(series.points, self.y.high):
+            points = [_at(point, self.x, self.y, frame) for point in part]
+            canvas.line(points, style.colour, 1.8, style.dash, style.key)
+        for x, y in series.points if len(series.points) <= MOST_MARKERS else ():
+            if y <= self.y.high:
+                hint = f"{series.label}: {self.y.label} {y:.4g} at {self.x.label} {x:.4g}"
+                canvas.marker(_at((x, y), self.x, self.y, frame), style.marker, style.colour, style.key, hint)
 
 
 def line_plot(
-    name: str, title: str, series: Iterable[Series], *, x: str, y: str, log_x: bool = False, log_y: bool = False
-) -> LinePlot | None:
+    name: str, title: str, series: Iterable[Series], *, x: str, y: str, log_x: bool = False, log_y: bool = False,
+    cut: bool = False,
+) -> LinePlot | None:  # fmt: skip
     """A plot of lines, with axes that suit them.
 
     Args:
@@ -107,6 +111,7 @@ def line_plot(
         y: likewise.
         log_x: a logarithmic axis.
         log_y: likewise; it is one anyway where values are far apart.
+        cut: leave out what lies far above where the lines begin, so that one that goes off does not flatten the others.
 
     Returns:
         The plot; None if there is nothing to show.
@@ -115,6 +120,9 @@ def line_plot(
     if not shown:
         return None
     xs, ys = ([point[i] for s in shown for point in s.points] for i in (0, 1))
+    if cut:
+        ceiling = CUT_AT * max(s.points[0][1] for s in shown)
+        ys = [y for y in ys if y <= ceiling]
     log_y = min(ys) > 0 and (log_y or max(ys) / min(ys) > LOG_FROM)
     log_x = log_x and min(xs) > 0
     return LinePlot(name, title, shown, axis_over(xs, label=x, log=log_x), axis_over(ys, label=y, log=log_y))
@@ -154,6 +162,23 @@ class BarPlot:
 
 
 Plot = LinePlot | BarPlot
+
+
+def below(points: Sequence[Point], limit: float) -> list[list[Point]]:
+    """The parts of a line that do not lie above a limit; they end where it crosses the limit."""
+    parts: list[list[Point]] = []
+    before: Point | None = None
+    for x, y in points:
+        inside, was_inside = y <= limit, before is not None and before[1] <= limit
+        if inside and not was_inside:
+            parts.append([])
+        if before and inside != was_inside:
+            share = (limit - before[1]) / (y - before[1])
+            parts[-1].append((before[0] + share * (x - before[0]), limit))
+        if inside:
+            parts[-1].append((x, y))
+        before = (x, y)
+    return parts
 
 
 def draw_png(plot: Plot) -> PngCanvas:

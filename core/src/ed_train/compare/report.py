@@ -173,7 +173,8 @@ def _samples(labels: Sequence[str], columns: Sequence[SampleColumn]) -> Iterator
     if not columns:
         yield '<p class="note">None were drawn: sample_steps is 0, or no run is finished.</p>'
         return
-    yield '<div class="card"><table class="samples"><thead><tr><th></th>'
+    yield '<div class="card"><table class="samples"'
+    yield f' style="--columns: {len(columns)}"><thead><tr><th></th>'
     yield "".join(f"<th>{escape(column.title)}</th>" for column in columns) + "</tr></thead><tbody>"
     for index, label in enumerate(labels):
         yield f'<tr><th scope="row">{escape(label)}</th>'

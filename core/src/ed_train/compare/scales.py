@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ed_train.compare.learning_rates import short
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -64,11 +66,6 @@ def tick_texts(ticks: Sequence[float]) -> list[str]:
     """The ticks of one axis in one manner: ``0.0``, ``0.5``; ``1,000``, ``1,500``; ``1e-5``, ``3e-5``."""
     sizes = [abs(tick) for tick in ticks if tick] or [1.0]
     if min(sizes) < 1e-3 or max(sizes) >= 1e6:
-        return ["0" if tick == 0 else _scientific(tick) for tick in ticks]
+        return [short(tick) for tick in ticks]
     decimals = max(len(f"{tick:.6f}".rstrip("0").partition(".")[2]) for tick in ticks)
     return [f"{tick:,.{decimals}f}" for tick in ticks]
-
-
-def _scientific(value: float) -> str:
-    mantissa, exponent = f"{value:.6e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from ed_train.compare.collect import CLEAR, Curve, Result, judged_curve, main_set, start_value
 from ed_train.compare.folder import DIVERGED, DONE, UNUSABLE
+from ed_train.compare.learning_rates import short
 from ed_train.compare.members import Member
 
 MISSING = "–"
@@ -118,10 +119,6 @@ def number(value: float | None, digits: int = 4) -> str:
     return MISSING if value is None else f"{value:.{digits}f}"
 
 
-def scientific(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2g}"
-
-
 def duration(seconds: float | None) -> str:
     """``4.2 ms``, ``310 ms``, ``4.2 s``, ``12 min``, ``2.5 h``."""
     if seconds is None:
@@ -145,14 +142,14 @@ def cells(row: Row) -> tuple[str, ...]:
     result = row.result
     return (
         row.member.label,
-        f"{row.member.main.options.lr:g}",
+        short(row.member.main.options.lr),
         number(row.best[0] if row.best else None),
         str(row.best[1]) if row.best else MISSING,
         number(row.final),
         duration(result.step_seconds),
         duration(result.train_seconds),
         megabytes(result.state_mb),
-        scientific(row.lr_at_end),
+        MISSING if row.lr_at_end is None else short(float(f"{row.lr_at_end:.2g}")),
         row.verdict,
     )
 
