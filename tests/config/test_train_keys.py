@@ -90,11 +90,15 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "sample_steps": (10, 0),
     "log_step": (1, 2),
     "write_schedule": (True, False),
+    "validation_config": ("one.json", "two.json"),
 }
 """A value for the file and another one for the command line; paths exist in the test's folder."""
 OTHER_KEYS = {"attn_type", "model_config", "required_plugins", "resume", "wandb"}
 """Keys with tests of their own."""
-PATHS = {"data_root", "cache_dir", "logdir", "save_ckpt_dir", "optimizer_config", "sample_prompts", "ema_resume_model"}
+PATHS = {
+    "data_root", "cache_dir", "logdir", "save_ckpt_dir", "optimizer_config", "sample_prompts", "ema_resume_model",
+    "validation_config",
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ed_train.config.optimizer_keys import Given
 
 RESOLUTION_STEP = 64
-_PLAIN_NAME = re.compile(r"\w[\w .+-]{0,99}\Z")
+PLAIN_NAME = re.compile(r"\w[\w .+-]{0,99}\Z")
+PLAIN_NAME_WORDS = "expected a name of at most 100 letters, digits, blanks and . _ + - with a letter or digit first"
 
 
 def check_values(train: TrainConfig, given: Mapping[str, Given]) -> list[Problem]:
@@ -39,9 +40,8 @@ def check_values(train: TrainConfig, given: Mapping[str, Given]) -> list[Problem
         found.append(("wandb", "needs the package wandb, which is not installed: pip install wandb"))
     for key in ("project_name", "run_name"):
         name = getattr(train, key)
-        if name is not None and not _PLAIN_NAME.match(name):
-            message = "expected a name of at most 100 letters, digits, blanks and . _ + - with a letter or digit first"
-            found.append((key, f"got {show(name)}; {message}"))
+        if name is not None and not PLAIN_NAME.match(name):
+            found.append((key, f"got {show(name)}; {PLAIN_NAME_WORDS}"))
     partner = {"timestep_end": "timestep_start", "disable_amp": "mixed_precision"}
     problems = []
     for key, message in found:

@@ -19,6 +19,7 @@ _JSON_TYPES = {
     str: "string",
     list: "list",
     tuple: "list",
+    dict: "object",
 }
 
 
@@ -57,6 +58,8 @@ def expected(annotation: Any) -> str:
         return "one of " + ", ".join(show(v) for v in get_args(base))
     if get_origin(base) is tuple:
         return _expected_list(get_args(base))
+    if get_origin(base) is dict:
+        return f"an object of {_PLURALS.get(get_args(base)[1], 'values')} by name"
     return _WORDS.get(base, getattr(base, "__name__", str(base))) + limits
 
 

@@ -22,11 +22,20 @@ from ed_train.config.run import RunConfig
 from ed_train.config.start import changes_since, find_start, recorded_configuration
 from ed_train.config.train_keys import DEAD, NOT_YET, TrainConfig
 from ed_train.config.validate import validated
+from ed_train.config.validation import Validation, parse_validation
 from ed_train.errors import ConfigError, Problem
 from ed_train.models.prompts import SamplePrompt, SampleSettings, parse_sample_settings, read_sample_prompts
 from ed_train.registry import OptimizerRegistry
 
-INPUTS = ("data_root", "ema_resume_model", "model_config", "optimizer_config", "resume_ckpt", "sample_prompts")
+INPUTS = (
+    "data_root",
+    "ema_resume_model",
+    "model_config",
+    "optimizer_config",
+    "resume_ckpt",
+    "sample_prompts",
+    "validation_config",
+)
 """Keys whose values are paths of inputs."""
 
 
@@ -69,6 +78,9 @@ def load_config(
     recorded = record.samples if record and "sample_prompts" not in given else None
     train, samples, found, sample_notes = _samples(given, train, folder, recorded)
     problems += found
+    recorded = record.validation if record and "validation_config" not in flags else None
+    validation, found, validation_notes = _validation(given, train, folder, recorded)
+    problems += found
     if config_file and document is None:
         problems = [p for p in problems if p.where]  # whatever else is missing may stand in the file
     if problems or optimizers is None or start.model is None:
@@ -87,7 +99,8 @@ def load_config(
         freezing=optimizers.freezing,
         grad_scaler_tweaks=optimizers.grad_scaler_tweaks,
         samples=samples,
-        notes=(*notes, *resolver.notes, *start.notes, *sample_notes),
+        validation=validation,
+        notes=(*notes, *resolver.notes, *start.notes, *sample_notes, *validation_notes),
     )
     return replace(run, notes=(*run.notes, *changes_since(run, start.resume))) if start.resume else run
 
@@ -222,6 +235,20 @@ def _samples(
         return train, settings, problems, [f"{own} overrides {of_file}"]
     given["sample_steps"] = of_file
     return replace(train, sample_steps=every), settings, problems, [f"{of_file} overrides {own}"] if own else []
+
+
+def _validation(
+    given: Mapping[str, Given], train: TrainConfig, folder: Path, recorded: Document | None
+) -> tuple[Validation | None, list[Problem], list[str]]:
+    """The validation of a run.json or of the file that validation_config names."""
+    path, problems = _input_path(given, train, "validation_config", folder)
+    document = recorded or _read(path, problems)
+    if document is None:
+        return None, problems, []
+    validation, found, notes = parse_validation(document, path.parent if path else folder)
+    if validation and validation.config.keep_best_ckpt and train.no_save_ckpt:
+        notes.append(f"{validation.sources['keep_best_ckpt']}: keep_best_ckpt has no effect: no_save_ckpt is set")
+    return validation, [*problems, *found], notes
 
 
 def _resolved_paths(

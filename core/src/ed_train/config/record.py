@@ -18,7 +18,7 @@ from ed_train.registry import OptimizerRegistry
 
 RECORD_KEY = "ed_train_run"
 RECORD_FORMAT = 1
-IN_OPTIMIZER_SECTION = ("lr", *SCHEDULE_KEYS, "optimizer_config", "sample_prompts")
+IN_OPTIMIZER_SECTION = ("lr", *SCHEDULE_KEYS, "optimizer_config", "sample_prompts", "validation_config")
 """Keys of train.json whose effect stands in the other sections of a record."""
 
 
@@ -29,6 +29,7 @@ class Record:
     train: Document
     optimizer: Document
     samples: Document
+    validation: Document | None
     plugins: Mapping[str, Any]
 
 
@@ -47,6 +48,7 @@ def configuration_of(run: RunConfig) -> dict[str, Any]:
         "train": train,
         "optimizer": _optimizer_section(run),
         "sample_prompts": asdict(run.samples),
+        "validation": asdict(run.validation.config) if run.validation else None,
     }
 
 
@@ -84,7 +86,9 @@ def read_record(document: Document) -> Record | None:
         raise ConfigError(Problem(document.path.name, name, message) for name in missing)
     plugins = document.value.get("plugins")
     train, optimizer, samples = (_section(document, name) for name in names)
-    return Record(train, optimizer, samples, plugins if isinstance(plugins, dict) else {})
+    validates = isinstance(document.value.get("validation"), dict)  # null, or absent in old ones, where there is none
+    validation = _section(document, "validation") if validates else None
+    return Record(train, optimizer, samples, validation, plugins if isinstance(plugins, dict) else {})
 
 
 def _section(document: Document, name: str) -> Document:

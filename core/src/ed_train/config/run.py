@@ -13,6 +13,7 @@ from ed_train.registry import RegisteredFreezePolicy, RegisteredOptimizer
 
 if TYPE_CHECKING:
     from ed_train.config.resume import ResumePoint
+    from ed_train.config.validation import Validation
     from ed_train.models.reference import ModelReference
 
 UNET = "unet"
@@ -63,6 +64,7 @@ class RunConfig:
         components: the components that train, by name, the UNet first.
         freezing: the freeze policies to apply, in the order of their sections.
         samples: the sample pictures to draw.
+        validation: which pictures to validate on, and when; None for no validation.
         grad_scaler_tweaks: whether the fp16 gradient scaler's growth slows down in steps.
         notes: lines that the user should see: what was overridden, ignored or is unusual.
     """
@@ -76,6 +78,7 @@ class RunConfig:
     ema_model: ModelReference | None = None
     grad_scaler_tweaks: bool = True
     samples: SampleSettings = field(default_factory=SampleSettings)
+    validation: Validation | None = None
     notes: tuple[str, ...] = field(default=())
 
     def located(self, error: ConfigError) -> ConfigError:

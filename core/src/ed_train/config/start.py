@@ -109,11 +109,14 @@ def changes_since(run: RunConfig, resume: ResumePoint) -> list[str]:
     """A line for each setting that is another one than when the checkpoint was saved."""
     now = configuration_of(run)
     lines = []
-    for section in ("train", "optimizer"):
-        before, after = _flat(resume.run.get(section, {})), _flat(now[section])
+    for section in ("train", "optimizer", "validation"):
+        before, after = _flat(resume.run.get(section) or {}), _flat(now[section] or {})
+        prefix = "validation " if section == "validation" else ""
         for key in sorted(before.keys() | after.keys()):
             if before.get(key) != after.get(key) and key.partition(".")[0] not in NOT_COMPARED:
-                lines.append(f"changed since the checkpoint: {key} {show(before.get(key))} -> {show(after.get(key))}")
+                lines.append(
+                    f"changed since the checkpoint: {prefix}{key} {show(before.get(key))} -> {show(after.get(key))}"
+                )
     return lines
 
 

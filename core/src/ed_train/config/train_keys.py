@@ -156,6 +156,9 @@ class TrainConfig:
     sample_steps: Annotated[Whole, Help("optimizer steps between sample pictures; 0: none")] = 250
     log_step: Annotated[Count, Help("optimizer steps between logged metrics")] = 25
     wandb: Annotated[bool, Help("log to Weights & Biases as well")] = False
+    validation_config: Annotated[
+        str | None, Help("a .json file: compute the loss of pictures that do not train, too; see Validation; null: off")
+    ] = None
     write_schedule: Annotated[bool, Help("write the plan of every epoch's batches into the run's folder")] = False
 
     load_settings_every_epoch: Annotated[Any, Group("accepted, without effect so far"), Help("")] = None
@@ -163,7 +166,6 @@ class TrainConfig:
     plugins: Annotated[Any, Help("")] = None
     rated_dataset: Annotated[Any, Help("")] = None
     rated_dataset_target_dropout_percent: Annotated[Any, Help("")] = None
-    validation_config: Annotated[Any, Help("")] = None
     amp: Annotated[Any, Help("")] = None
     disable_xformers: Annotated[Any, Help("")] = None
     lowvram: Annotated[Any, Help("")] = None
@@ -182,7 +184,6 @@ NOT_YET: dict[str, str] = {
     "notebook": "progress bars are always those of a terminal",
     "plugins": "optimizer plugins are found by themselves once installed",
     "rated_dataset": "ratings of pictures are ignored",
-    "validation_config": "no validation loss is computed",
 }
 """Keys that are known and not implemented yet, with what happens instead."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +119,11 @@ class Metrics:
     def resume(self, paused: float) -> None:
         """Leave the time since `paused` out of the throughput."""
         self._since += time.perf_counter() - paused
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Add values by name to TensorBoard."""
+        if self.events:
+            self.events.write(values, step)
 
     def picture(self, name: str, image: Image, step: int) -> None:
         """Add a picture to TensorBoard."""

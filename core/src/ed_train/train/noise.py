@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,13 @@ from ed_train.config.train_keys import TrainConfig
 
 
 def batch_generator(seed: int, batch_number: int) -> torch.Generator:
-    """The random generator of one global batch. torch's CPU generator uses 32 bits of a seed, hence the hash."""
-    digest = hashlib.blake2b(f"{seed}/{batch_number}".encode(), digest_size=4).digest()
+    """The random generator of one global batch."""
+    return seeded_generator(f"{seed}/{batch_number}")
+
+
+def seeded_generator(seed: str) -> torch.Generator:
+    """A random generator for a text. torch's CPU generator uses 32 bits of a seed, hence the hash."""
+    digest = hashlib.blake2b(seed.encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
@@ -78,6 +84,30 @@ class Diffusion:
         noise = self._shape_noise(draw[1], shape, part, generator).to(self.device, non_blocking=True)
         limits = (self.train.timestep_start, min(self.train.timestep_end, self.steps))
         timesteps = torch.randint(*limits, (world * batch,), generator=generator)[part].to(self.device)
+        return self._diffused(latents, noise, timesteps)
+
+    def add_fixed_noise(self, mean: Tensor, std: Tensor, places: Sequence[float], seeds: Sequence[str]) -> NoisyBatch:
+        """The same, each sample by itself: what it gets does not depend on the others of its batch.
+
+        Args:
+            mean: as the VAE gives it, [batch, 4, h, w].
+            std: the posterior's standard deviation, of the same shape.
+            places: of each sample among the timesteps that are trained, 0 to 1.
+            seeds: of each sample's noise.
+        """
+        shape = (1, *mean.shape[1:])
+        draws, noises = [], []
+        for seed in seeds:
+            generator = seeded_generator(seed)
+            draw = torch.randn((2, *shape), generator=generator)
+            draws.append(draw[0])
+            noises.append(self._shape_noise(draw[1], shape, slice(None), generator))
+        first, end = self.train.timestep_start, min(self.train.timestep_end, self.steps)
+        timesteps = torch.tensor([min(end - 1, first + int(place * (end - first))) for place in places])
+        latents = torch.addcmul(mean, std, torch.cat(draws).to(self.device)) * self.scaling_factor
+        return self._diffused(latents, torch.cat(noises).to(self.device), timesteps.to(self.device))
+
+    def _diffused(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> NoisyBatch:
         signal, share = self.signal[timesteps].view(-1, 1, 1, 1), self.noise[timesteps].view(-1, 1, 1, 1)
         noisy = latents * signal + noise * share
         target = noise * signal - latents * share if self.velocity else noise

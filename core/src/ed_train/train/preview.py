@@ -40,7 +40,7 @@ def preview(run: RunConfig) -> Report:
     with _collected(run, problems):
         notes = check_devices(run, accelerator.device)
     with _collected(run, problems):
-        data = scan_data(run.train)
+        data = scan_data(run)
     with _collected(run, problems):
         model = configuration_of(run.model)
         modules, freezing_notes = empty_modules(run, model)
@@ -97,9 +97,9 @@ def _predicts_velocity(run: RunConfig, model: SdModel) -> bool:
 
 
 def _pictures(data: ScannedData, batch_size: int) -> Pictures:
-    items, buckets = data.dataset.items, data.buckets
+    items, buckets = data.items, data.buckets
     batches = steps_per_epoch(items, buckets, batch_size)
-    return Pictures(len(items), len(set(buckets)), batches, data.dataset.skipped, data.notes)
+    return Pictures(len(items), len(set(buckets)), batches, data.skipped, data.notes, data.validation)
 
 
 def _position(run: RunConfig) -> Position:

@@ -13,6 +13,7 @@ from ed_train import __version__
 from ed_train.config.describe import show
 from ed_train.train.components import TrainedComponent, component_label, decay_and_warmup_steps
 from ed_train.train.metrics import print_line
+from ed_train.train.validation_data import ScannedSet, notes_on_size, validation_lines
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,6 +36,7 @@ class Pictures:
         batches: batches of an epoch, each for all processes together.
         skipped: files that are not used.
         notes: lines for the user.
+        validation: the pictures that validate, which are not among those.
     """
 
     used: int
@@ -42,6 +44,7 @@ class Pictures:
     batches: int
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
+    validation: tuple[ScannedSet, ...] = ()
 
 
 @dataclass
@@ -101,7 +104,8 @@ class Report:
     @property
     def remarks(self) -> list[str]:
         """Everything that the user should know: of the configuration, the data and the plugins; each once."""
-        return list(dict.fromkeys((*self.run.notes, *self.pictures.notes, *self.notes)))
+        sizes = notes_on_size(self.run.validation.config, self.pictures.validation) if self.run.validation else []
+        return list(dict.fromkeys((*self.run.notes, *self.pictures.notes, *sizes, *self.notes)))
 
     def opening_lines(self) -> Iterator[str]:
         """Device, model and data."""
@@ -111,6 +115,8 @@ class Report:
         yield f"model: {run.model.location} ({self.prediction.replace('_', '-')})"
         sizes = "1 size" if pictures.sizes == 1 else f"{pictures.sizes} sizes"
         yield f"data: {train.data_root}: {pictures.used} pictures in {sizes}, {pictures.batches} batches an epoch"
+        if run.validation:
+            yield from validation_lines(run.validation.config, pictures.validation)
 
     def steps_line(self) -> str:
         """Steps, epochs and pictures."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ed_train.train.ema import Ema
     from ed_train.train.metrics import Metrics
     from ed_train.train.output import Output
+    from ed_train.train.validation import Validator
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Session:
         skipped: steps that were skipped because of gradients that are not finite.
         skipped_in_a_row: how many of them since the last good one.
         ema: the moving average of the weights; None where it is off, and in every process but the main one.
+        validator: the losses of pictures that do not train; None where it is off.
     """
 
     run: RunConfig
@@ -81,6 +83,7 @@ class Session:
     skipped: int = 0
     skipped_in_a_row: int = 0
     ema: Ema | None = None
+    validator: Validator | None = None
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -131,6 +134,10 @@ class Session:
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Text embeddings, [batch, tokens, width]; without a graph where the text encoder does not train."""
         if TEXT_ENCODER in self.run.components:
+            if not torch.is_grad_enabled():  # there is nothing to exchange with other processes
+                return text_embeddings(
+                    self.accelerator.unwrap_model(self.text_encoder), token_ids, self.run.train.clip_skip
+                )
             return text_embeddings(self.text_encoder, token_ids, self.run.train.clip_skip)
         with torch.no_grad(), self.accelerator.autocast():
             return text_embeddings(self.text_encoder, token_ids, self.run.train.clip_skip).float()
@@ -141,9 +148,16 @@ class Session:
         return mean
 
     @contextmanager
-    def evaluation(self) -> Generator[None]:
-        """Modules, and schedule-free optimizers, in evaluation mode: for samples and checkpoints. Not timed."""
+    def evaluation(self, *, saving: bool = False) -> Generator[None]:
+        """Modules, and schedule-free optimizers, in evaluation mode: for samples and checkpoints. Not timed.
+
+        Args:
+            saving: go on with the weights that a resume would come to, to the last bit. Otherwise training goes on as
+                if nothing had happened: switching a schedule-free optimizer there and back rounds its weights.
+        """
         paused = self.metrics.pause()
+        switching = [c for c in self.components if c.config.optimizer.spec.schedule_free and not saving]
+        held = [(p, p.detach().to("cpu", copy=True)) for c in switching for p in c.parameters]
         for component in self.components:
             component.set_training(False)
         try:
@@ -151,6 +165,9 @@ class Session:
         finally:
             for component in self.components:
                 component.set_training(True)
+            with torch.no_grad():
+                for parameter, weights in held:
+                    parameter.copy_(weights)
             self.metrics.resume(paused)
 
     def sample(self, name: str) -> None:
@@ -182,7 +199,7 @@ class Session:
         if self.run.train.no_save_ckpt:
             return
         self.metrics.flush()  # a run that goes on from here does not log these steps again
-        with self.evaluation():
+        with self.evaluation(saving=True):
             state = training_state(self)
             if self.output:
                 self.output.save(self, state, last=last)

@@ -15,7 +15,7 @@ from ed_train.config.train_keys import TrainConfig
 from ed_train.data.buckets import Size, assign_buckets
 from ed_train.data.encode import LatentCache
 from ed_train.data.loader import BatchLoader
-from ed_train.data.scan import Dataset, scan_dataset
+from ed_train.data.scan import ImageItem, Skipped, scan_dataset
 from ed_train.data.tokens import TokenCache
 from ed_train.errors import ConfigError, Problem
 from ed_train.models.load import SdModel
@@ -30,6 +30,8 @@ from ed_train.train.resume import BEGINNING, Position, find_position, restore_op
 from ed_train.train.session import Session, make_accelerator
 from ed_train.train.signals import StopSignals
 from ed_train.train.state import restore_training_state
+from ed_train.train.validation import Validator
+from ed_train.train.validation_data import ScannedSet, ValidationPictures, notes_on_leaks, scan_validation
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,14 +43,25 @@ class PreparedData:
 
     loader: BatchLoader
     pictures: Pictures
+    validator: Validator | None
 
 
 @dataclass(frozen=True)
 class ScannedData:
-    """The pictures of a run and the bucket of each, before any of them is decoded."""
+    """The pictures of a run and the bucket of each, before any of them is decoded.
 
-    dataset: Dataset
+    Attributes:
+        items: those that train.
+        buckets: the bucket of each.
+        validation: those that validate.
+        skipped: files that are not used.
+        notes: lines for the user.
+    """
+
+    items: list[ImageItem]
     buckets: list[Size]
+    validation: tuple[ScannedSet, ...]
+    skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
 
 
@@ -98,7 +111,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
         run, accelerator, model, wrapped[UNET], wrapped[TEXT_ENCODER], components, diffusion, data.loader, output,
         metrics, total_steps, epochs, signals or StopSignals(), batch_number=position.batch_number,
         epoch=position.epoch, batches_done=position.batches_done, step=position.step, first_step=position.step,
-        ema=ema,
+        ema=ema, validator=data.validator,
     )  # fmt: skip
     if run.resume:
         for note in restore_training_state(session, run.resume.checkpoint):
@@ -123,30 +136,44 @@ def count_steps(train: TrainConfig, batches: int, position: Position = BEGINNING
     return total_steps, position.epoch + -(-left // steps_per_epoch)
 
 
-def scan_data(train: TrainConfig) -> ScannedData:
-    """Find the pictures, by their headers alone. Raises ConfigError as `scan_dataset` does."""
+def scan_data(run: RunConfig) -> ScannedData:
+    """Find the pictures, by their headers alone. Raises ConfigError as `scan_dataset` and `scan_validation` do."""
+    train = run.train
     dataset = scan_dataset(Path(train.data_root), flip_p=train.flip_p, cond_dropout=train.cond_dropout)
     buckets, notes = assign_buckets(dataset.items, train.resolution)
-    return ScannedData(dataset, buckets, (*dataset.notes, *notes))
+    validation = scan_validation(run, dataset.items, buckets)
+    trained = [index for index in range(len(buckets)) if index not in validation.held_back]
+    return ScannedData(
+        [dataset.items[index] for index in trained],
+        [buckets[index] for index in trained],
+        validation.sets,
+        (*dataset.skipped, *validation.skipped),
+        (*dataset.notes, *notes, *validation.notes),
+    )
 
 
 def prepare_data(run: RunConfig, model: SdModel, accelerator: Accelerator) -> PreparedData:
     """Find the pictures and fill the caches; every process encodes its share, and none if nothing is missing."""
     train, rank, world = run.train, accelerator.process_index, accelerator.num_processes
-    scanned = scan_data(train)
-    dataset, buckets = scanned.dataset, scanned.buckets
-    cache = Path(train.cache_dir or "")
+    scanned = scan_data(run)
+    cache, main = Path(train.cache_dir or ""), accelerator.is_main_process
     latents = LatentCache(
-        cache / "latents", dataset.items, buckets, vae=model.fingerprint("vae"), crops=train.crops_per_image,
-        progress=accelerator.is_main_process,
+        cache / "latents", scanned.items, scanned.buckets, vae=model.fingerprint("vae"), crops=train.crops_per_image,
+        progress=main,
     )  # fmt: skip
-    if latents.missing():
+    caches: list[LatentCache | ValidationPictures] = [latents] if latents.missing() else []
+    validation = None
+    if scanned.validation:
+        validation = ValidationPictures(cache, scanned.validation, vae=model.fingerprint("vae"), progress=main)
+        caches += [validation] if validation.latents.missing() else []
+    if caches:
         vae = model.load_vae().to(accelerator.device)
-        latents.build(_encoder(vae, accelerator.device), rank=rank, world=world)
+        for incomplete in caches:
+            incomplete.build(_encoder(vae, accelerator.device), rank=rank, world=world)
         del vae
     accelerator.wait_for_everyone()
     usable = latents.usable()
-    items, sizes = [dataset.items[i] for i in usable], [buckets[i] for i in usable]
+    items, sizes = [scanned.items[i] for i in usable], [scanned.buckets[i] for i in usable]
     tokens = TokenCache(cache / "tokens", model.load_tokenizer(), fingerprint=model.fingerprint("tokenizer"))
     loader = BatchLoader(
         items, sizes, latents, tokens, batch_size=train.batch_size * world, crops=train.crops_per_image,
@@ -154,8 +181,17 @@ def prepare_data(run: RunConfig, model: SdModel, accelerator: Accelerator) -> Pr
         pin_memory=accelerator.device.type == "cuda",
     )  # fmt: skip
     tokens.add(["", *loader.captions])
-    skipped = (*dataset.skipped, *latents.skipped)
-    return PreparedData(loader, Pictures(len(items), len(set(sizes)), loader.steps_per_epoch, skipped, scanned.notes))
+    skipped, notes = (*scanned.skipped, *latents.skipped), scanned.notes
+    validator = None
+    if validation and run.validation:
+        own = TokenCache(cache / "tokens", model.load_tokenizer(), fingerprint=model.fingerprint("tokenizer"))
+        sets = validation.ready(own)
+        validator = Validator(run.validation.config, sets, validation.latents, train, loader.steps_per_epoch)
+        skipped = tuple(dict.fromkeys((*skipped, *validation.latents.skipped)))
+        notes += tuple(notes_on_leaks(sets, {latents.content(item.path) for item in items}))
+    shown = tuple(one.scanned for one in validator.sets) if validator else ()
+    pictures = Pictures(len(items), len(set(sizes)), loader.steps_per_epoch, skipped, notes, shown)
+    return PreparedData(loader, pictures, validator)
 
 
 def _encoder(vae: Any, device: torch.device) -> Any:

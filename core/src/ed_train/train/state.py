@@ -54,6 +54,7 @@ def training_state(session: Session) -> dict[str, Any]:
         "scaler": session.scaler.state_dict() if session.scaler else {},
         "skipped": session.skipped,
         "skipped_in_a_row": session.skipped_in_a_row,
+        "validation": session.validator.state_dict() if session.validator else None,
     }
 
 
@@ -112,6 +113,8 @@ def restore_training_state(session: Session, checkpoint: Path) -> list[str]:
         session.scaler.load_state_dict(state["scaler"])
     elif session.scaler:
         notes.append("the checkpoint has no gradient scaler: float16's scale begins anew")
+    if session.validator:
+        notes += session.validator.load(state.get("validation"), session)
     session.skipped, session.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
     generators, rank = state["random"], session.accelerator.process_index
     if len(generators) == session.accelerator.num_processes:

@@ -31,6 +31,8 @@ def train(run: RunConfig) -> None:
         session, report = start(run, signals)
         with signals.deferred():
             try:
+                if session.validator:
+                    session.validator.begin(session)
                 if run.samples.generate_pretrain_samples and not session.step:
                     session.sample("before")
                 stopped = not session.step and session.agree(bool(signals.number))[0]
@@ -69,6 +71,8 @@ def after_step(session: Session, result: StepResult, batches: int) -> bool:
             session.ema.after_step(session.step - session.skipped)
     if session.scaler and session.run.grad_scaler_tweaks:
         tweak_scaler(session.scaler, session.step)
+    if session.validator:
+        session.validator.after_step(session)
     if train.sample_steps and session.step % train.sample_steps == 0 and not session.done:
         session.sample(f"step{session.step:05d}")
     if epoch_ended:
