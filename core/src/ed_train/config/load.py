@@ -19,7 +19,7 @@ from ed_train.config.optimizer_keys import SCHEDULE_KEYS, Given
 from ed_train.config.record import Record, differing_plugins, read_record
 from ed_train.config.required import check_required_plugins
 from ed_train.config.run import RunConfig
-from ed_train.config.start import changes_since, find_start, recorded_configuration
+from ed_train.config.start import Start, changes_since, find_start, recorded_configuration
 from ed_train.config.train_keys import DEAD, NOT_YET, TrainConfig
 from ed_train.config.validate import validated
 from ed_train.config.validation import Validation, parse_validation
@@ -79,18 +79,14 @@ def load_config(
     train, samples, found, sample_notes = _samples(given, train, folder, recorded)
     problems += found
     recorded = record.validation if record and "validation_config" not in flags else None
-    validation, found, validation_notes = _validation(given, train, folder, recorded)
-    problems += found
+    validation = _validation(given, train, folder, recorded, problems, notes)
     if config_file and document is None:
         problems = [p for p in problems if p.where]  # whatever else is missing may stand in the file
     if problems or optimizers is None or start.model is None:
         first_of_each = {(p.where, p.key): p for p in reversed(problems)}
         raise ConfigError(reversed(first_of_each.values()))
-    if train.seed == -1:
-        train = replace(train, seed=start.resume.run["train"]["seed"] if start.resume else secrets.randbelow(2**32))
-        notes.append(f"seed -1: this run's seed is {train.seed}")
     run = RunConfig(
-        train=train,
+        train=_with_seed(train, start, notes),
         sources={key: given[key].where if key in given else "default" for key in annotations_of(TrainConfig)},
         model=start.model,
         resume=start.resume,
@@ -100,9 +96,18 @@ def load_config(
         grad_scaler_tweaks=optimizers.grad_scaler_tweaks,
         samples=samples,
         validation=validation,
-        notes=(*notes, *resolver.notes, *start.notes, *sample_notes, *validation_notes),
+        notes=(*notes, *resolver.notes, *start.notes, *sample_notes),
     )
     return replace(run, notes=(*run.notes, *changes_since(run, start.resume))) if start.resume else run
+
+
+def _with_seed(train: TrainConfig, start: Start, notes: list[str]) -> TrainConfig:
+    """The settings with a seed: where it is -1, that of the run that goes on, or a new one."""
+    if train.seed != -1:
+        return train
+    seed = start.resume.run["train"]["seed"] if start.resume else secrets.randbelow(2**32)
+    notes.append(f"seed -1: this run's seed is {seed}")
+    return replace(train, seed=seed)
 
 
 def _read_settings(
@@ -238,17 +243,25 @@ def _samples(
 
 
 def _validation(
-    given: Mapping[str, Given], train: TrainConfig, folder: Path, recorded: Document | None
-) -> tuple[Validation | None, list[Problem], list[str]]:
-    """The validation of a run.json or of the file that validation_config names."""
-    path, problems = _input_path(given, train, "validation_config", folder)
+    given: Mapping[str, Given],
+    train: TrainConfig,
+    folder: Path,
+    recorded: Document | None,
+    problems: list[Problem],
+    notes: list[str],
+) -> Validation | None:
+    """The validation of a run.json or of the file that validation_config names; adds to `problems` and `notes`."""
+    path, found = _input_path(given, train, "validation_config", folder)
+    problems += found
     document = recorded or _read(path, problems)
     if document is None:
-        return None, problems, []
-    validation, found, notes = parse_validation(document, path.parent if path else folder)
+        return None
+    validation, found, more = parse_validation(document, path.parent if path else folder)
     if validation and validation.config.keep_best_ckpt and train.no_save_ckpt:
-        notes.append(f"{validation.sources['keep_best_ckpt']}: keep_best_ckpt has no effect: no_save_ckpt is set")
-    return validation, [*problems, *found], notes
+        more.append(f"{validation.sources['keep_best_ckpt']}: keep_best_ckpt has no effect: no_save_ckpt is set")
+    problems += found
+    notes += more
+    return validation
 
 
 def _resolved_paths(
