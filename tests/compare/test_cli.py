@@ -137,7 +137,8 @@ def test_a_comparison_is_interrupted_goes_on_and_outlives_a_run_that_fails(tmp_p
     for name, lr in (("adamw", 1e-3), ("lion", 1e-4)):
         run = runs[name]
         assert (run["lr"], run["effective_lr"]) == (pytest.approx(lr), pytest.approx(lr))
-        assert run["curve"]["steps"] == list(range(1, 13)), "the steps of both parts, each once"
+        assert run["curve"]["steps"] == [0, 4, 8, 12], "a validation of each epoch, of both parts, each once"
+        assert run["best"] < run["curve"]["values"][0] == runs["lion"]["curve"]["values"][0]
         assert 0 < run["step_seconds"] < run["train_seconds"] < run["process_seconds"]
     assert runs["adamw"]["optimizer_state_mb"] == pytest.approx(2 * runs["lion"]["optimizer_state_mb"], rel=0.01)
     page = (tmp_path / "out" / "report.html").read_text()

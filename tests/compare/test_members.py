@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from ed_train.commands.list_optimizers import why_unusable
 from ed_train.compare.learning_rates import parse_grid
+from ed_train.compare.members import with_validation
 from ed_train.config.load import load_config
 from ed_train.errors import ConfigError
 
@@ -124,3 +125,17 @@ def test_what_cannot_run_here_is_a_run_that_says_why(setting) -> None:
         assert member.unusable.startswith("runs on cuda only")
     else:
         assert not member.unusable
+
+
+def test_without_a_validation_file_pictures_are_held_back_and_that_is_said(setting) -> None:
+    run = with_validation(setting.run)
+    assert run.validation
+    assert run.validation.config.names == ["val"]
+    assert "15% of the pictures are held back" in run.notes[-1]
+
+
+def test_a_validation_file_decides_even_to_validate_nothing(setting) -> None:
+    for content, names in (({"validate_training": False}, None), ({"stabilize_training_loss": True}, ["val", "train"])):
+        setting.flags["validation_config"] = str(setting.optimizer(content, "validation.json"))
+        validation = with_validation(setting.run).validation
+        assert (validation.config.names if validation else None) == names

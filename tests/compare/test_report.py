@@ -154,7 +154,7 @@ def test_without_validation_the_loss_of_training_is_used_and_that_is_said(write,
     path, summary = write([made_up("adamw", 1.0, 0.5, 0.7, validation={})])
     assert summary.measure == "training loss"
     assert "rises" not in summary.rows[0].verdict
-    assert "no validation_config is set" in path.read_text("utf-8")
+    assert "nothing is validated" in path.read_text("utf-8")
     assert not (path.parent / "validation_loss_steps.png").exists()
 
 
@@ -234,3 +234,29 @@ def test_a_browser_shows_it_in_both_themes(write, made_up, tmp_path, scheme, tab
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
     for name in ("surface", "ink", "c0", "c1"):
         assert tuple(bytes.fromhex(table[name][1:])) in colours, f"{name} is seen"
+
+
+VISIONS = {  # Machado, Oliveira and Fernandes 2009, on linear RGB, severity 1
+    "any": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+@pytest.mark.parametrize("table", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("vision", VISIONS)
+def test_colours_are_told_apart_by_everyone(vision, table) -> None:
+    import numpy as np
+
+    def lab(name: str) -> np.ndarray:
+        srgb = np.array(list(bytes.fromhex(table[name][1:]))) / 255
+        linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+        seen = np.clip(np.array(VISIONS[vision]) @ linear, 0, 1)
+        xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ seen
+        f = np.where((t := xyz / [0.9505, 1, 1.089]) > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
+        return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+    colours = [lab(name) for name in (*(f"c{i}" for i in range(8)), "surface")]
+    distances = [float(np.linalg.norm(a - b)) for i, a in enumerate(colours) for b in colours[:i]]
+    assert min(distances) > 25, "a difference of about 2 is just noticeable"

@@ -17,15 +17,15 @@ Point = tuple[float, float]
 INK, MUTED, GRID, SURFACE = "ink", "muted", "grid", "surface"
 LIGHT = {
     INK: "#1f2328", MUTED: "#59636e", GRID: "#d9dee3", SURFACE: "#ffffff",
-    "c0": "#0065a8", "c1": "#c8500a", "c2": "#00805c", "c3": "#a8407e", "c4": "#946800", "c5": "#2487ad",
-    "c6": "#5a5a5a", "c7": "#6a4fb0",
+    "c0": "#0748ff", "c1": "#bb6c14", "c2": "#3f936e", "c3": "#f22fbd", "c4": "#652700", "c5": "#024660",
+    "c6": "#191a19", "c7": "#61009c",
 }  # fmt: skip
 DARK = {
     INK: "#e6edf3", MUTED: "#9da7b1", GRID: "#30373e", SURFACE: "#161b22",
-    "c0": "#5ab0f0", "c1": "#f08a4b", "c2": "#35c39a", "c3": "#e08fc0", "c4": "#e8b93c", "c5": "#8fd3f0",
-    "c6": "#b5b5b5", "c7": "#b39cf5",
+    "c0": "#255ef0", "c1": "#fff2cc", "c2": "#0ec369", "c3": "#ae3d9c", "c4": "#f0b500", "c5": "#b8e4f7",
+    "c6": "#6e7166", "c7": "#d092ff",
 }  # fmt: skip
-"""Hues of Okabe and Ito's palette, which people with any kind of colour vision tell apart, darker and lighter ones."""
+"""Chosen so that people with any kind of colour vision tell those of a theme apart, and from its ground."""
 COLOURS = 8
 DASHES: tuple[tuple[int, ...], ...] = ((), (7, 3), (2, 3), (9, 3, 2, 3))
 MARKERS = ("circle", "square", "triangle", "diamond")

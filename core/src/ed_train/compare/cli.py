@@ -29,7 +29,7 @@ def _compare(argv: Sequence[str]) -> int:
     from ed_train.compare.arguments import parse
     from ed_train.compare.collect import collect
     from ed_train.compare.folder import FAILED, places, stray
-    from ed_train.compare.members import make_members
+    from ed_train.compare.members import make_members, with_validation
     from ed_train.compare.report import write_report
     from ed_train.compare.runner import Progress, Stop, run_members
     from ed_train.compare.summary import as_json, summarize, table_lines
@@ -40,6 +40,7 @@ def _compare(argv: Sequence[str]) -> int:
     registry = load_registry(given.runs.without)
     config_file = Path(given.runs.config) if given.runs.config else None
     run = load_config(given.runs.flags, registry, config_file)
+    run = with_validation(run)
     members, notes = make_members(run, given.optimizers, given.grid, registry, given.runs.flags, config_file)
     train = run.train
     folder = Path(given.folder or Path(train.logdir) / (train.run_name or f"{train.project_name}_compare")).absolute()

@@ -108,16 +108,18 @@ def prepare(place: Place) -> None:
 
 
 def inputs_stamp(run: RunConfig) -> str:
-    """A hash over the pictures' names, sizes, times and captions, and the model's files.
+    """A hash over the pictures' names, sizes, times and captions, those of validation too, and the model's files.
 
     Raises:
         ConfigError: there is nothing to train with.
     """
     from ed_train.data.scan import scan_dataset
 
-    root = Path(run.train.data_root)
-    dataset = scan_dataset(root, flip_p=run.train.flip_p, cond_dropout=run.train.cond_dropout)
-    items = [(*_file(item.path, root), asdict(replace(item, path=Path()))) for item in dataset.items]
+    folders = [run.train.data_root, *(run.validation.config.folders.values() if run.validation else ())]
+    items = []
+    for root in map(Path, folders):
+        dataset = scan_dataset(root, flip_p=run.train.flip_p, cond_dropout=run.train.cond_dropout)
+        items += [(*_file(item.path, root), asdict(replace(item, path=Path()))) for item in dataset.items]
     return _digest([items, list(_files(Path(run.model.location)))])
 
 

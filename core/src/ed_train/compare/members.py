@@ -22,6 +22,7 @@ from ed_train.config.optimizer_keys import SCHEDULE_KEYS
 from ed_train.config.run import ComponentConfig, RunConfig
 from ed_train.config.sanity import sanity_notes
 from ed_train.config.validate import validated
+from ed_train.config.validation import Validation, ValidationConfig
 from ed_train.errors import ConfigError, Problem
 from ed_train.registry import OptimizerRegistry, RegisteredOptimizer
 from ed_train.specs import option_names
@@ -54,6 +55,18 @@ class Member:
 def main_component(run: RunConfig) -> ComponentConfig:
     """The UNet, unless only the text encoder trains."""
     return next(iter(run.components.values()))
+
+
+def with_validation(run: RunConfig) -> RunConfig:
+    """The run, which holds pictures back to compare on, unless a validation file says something else."""
+    if run.validation or not is_default(run.sources["validation_config"]):
+        return run
+    validation = Validation(ValidationConfig())
+    note = (
+        f"no validation_config is set: {validation.config.val_split_proportion:.0%} of the pictures are held back from "
+        "training, to compare on; a validation file says otherwise"
+    )
+    return replace(run, validation=validation, notes=(*run.notes, note))
 
 
 def make_members(
@@ -131,7 +144,7 @@ def _members_of_file(
             [Problem(WHERE, "", f"got {str(file)!r}; expected an optimizer.json, and there is no such file")]
         )
     loaded = load_config({**flags, "optimizer_config": str(file)}, registry, config_file)
-    run = replace(loaded, train=base.train)  # a random seed is drawn once for all
+    run = replace(loaded, train=base.train, validation=base.validation)  # a random seed is drawn once for all
     main = main_component(run)
     own = ChosenLr(float(main.options.lr), main.sources["lr"])
     for lr in grid_of(grid, main.optimizer, own, pinned=False):

@@ -154,7 +154,7 @@ def _summary_table(summary: Summary, looks: Sequence[Style]) -> Iterator[str]:
 def _legend(summary: Summary) -> str:
     what = f"best, final: {summary.measure}"
     if summary.measured is None:
-        what += ", smoothed: no validation_config is set, and this loss is noisy and falls where pictures are memorized"
+        what += ", smoothed: nothing is validated, and this loss is noisy and falls where pictures are memorized"
     return (
         f"{what}. per step: median seconds of an optimizer step; training: of all steps together; without samples, "
         "validation and checkpoints. state: the optimizers' own memory. lr at end: the step size that is really used, "

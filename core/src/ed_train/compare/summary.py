@@ -166,7 +166,7 @@ def table_lines(summary: Summary) -> list[str]:
     if summary.start is not None:
         what += f"; before training: {number(summary.start)}"
     elif summary.measured is None:
-        what += ", smoothed, since no validation_config is set: it is noisy, and falls where pictures are memorized"
+        what += ", smoothed, since nothing is validated: it is noisy, and falls where pictures are memorized"
     return [*lines, what]
 
 
