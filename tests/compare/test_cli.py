@@ -66,6 +66,23 @@ def test_help_names_its_own_flags(capsys) -> None:
     }  # fmt: skip
 
 
+def test_nothing_heavy_is_imported_before_the_first_run(setting) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from ed_train.compare.cli import main
+from conftest import Setting
+setting = Setting(Path({str(setting.folder)!r}) / "another")
+assert main(["--optimizers", "lyon", *(f"--{{k}}={{v}}" for k, v in setting.flags.items())]) == 2
+setting.places("lion", "prodigy@0.5")
+print(sorted(sys.modules.keys() & {{"torch", "diffusers", "transformers", "accelerate", "tensorboard"}}))
+"""
+    (setting.folder / "another").mkdir()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_folder_that_cannot_be_written_to_is_one_line(setting, capsys) -> None:
     (setting.folder / "file").write_text("")
     given = [f"--{key}={value}" for key, value in setting.flags.items()]
@@ -116,7 +133,7 @@ def test_a_comparison_is_interrupted_goes_on_and_outlives_a_run_that_fails(tmp_p
     assert "stopped; go on with the same command: ed-compare --resume_ckpt=" in said
     assert "interrupted" in (tmp_path / "out" / "report.html").read_text()
     (adamw,) = (tmp_path / "out" / "runs").iterdir()
-    (checkpoint,) = (adamw / "run" / "ckpts").iterdir()
+    (checkpoint,) = (adamw / "adamw" / "ckpts").iterdir()
     stopped_at = json.loads((checkpoint / "manifest.json").read_text())["step"]
     assert 0 < stopped_at < 12
 
@@ -124,7 +141,7 @@ def test_a_comparison_is_interrupted_goes_on_and_outlives_a_run_that_fails(tmp_p
     out, _ = process.communicate(timeout=480)
     said = command.log.read_text()
     assert process.returncode == 1, said
-    assert not (adamw / "run-2").exists(), "it went on in its folder"
+    assert not (adamw / "adamw-2").exists(), "it went on in its folder"
     runs = {run["label"]: run for run in json.loads(out)["runs"]}
     assert {label: run["status"] for label, run in runs.items()} == {
         "adamw": "done",

@@ -18,7 +18,7 @@ def test_the_configuration_of_a_member_is_one_that_ed_train_reads(setting) -> No
     run = load_config({}, setting.registry, place.config)
     assert {c.optimizer.spec.name for c in run.components.values()} == {"lion"}
     assert run.components["unet"].options.lr == 1e-5
-    assert (run.train.logdir, run.train.run_name) == (str(place.folder), "run")
+    assert (run.train.logdir, run.train.run_name) == (str(place.folder), "lion-lr-1e-5")
     assert run.train.cache_dir == setting.run.train.cache_dir, "all members share the cache"
     assert run.train.seed == setting.run.train.seed
 
@@ -68,12 +68,15 @@ def test_data_without_a_picture_is_a_problem_before_anything_trains(setting) -> 
         places(setting.folder / "comparison", members)
 
 
-def test_the_newest_attempt_counts(setting) -> None:
+def test_only_the_folder_of_its_own_run_counts(setting) -> None:
     (place,) = setting.places("lion")
-    assert place.run_folder is None
-    for name in ("run", "run-2", "run-10"):
+    for name in ("lion", "lion-2"):  # the second one by somebody who repeated it from its configuration
         (place.folder / name).mkdir(parents=True)
-    assert place.run_folder == place.folder / "run-10"
+    assert place.run_folder is None
+    place.state.run = "lion"
+    place.keep()
+    (place,) = setting.places("lion")
+    assert place.run_folder == place.folder / "lion"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 FOLDER/report.html, *.png, results.json
 FOLDER/runs/lion-1f2e3d4c/config.json   what ed-train is given; state.json; output.txt
-FOLDER/runs/lion-1f2e3d4c/run           the run's own folder
+FOLDER/runs/lion-1f2e3d4c/lion          the run's own folder
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from ed_train.config.record import configuration_of
 from ed_train.config.run import RunConfig
 from ed_train.data.files import write_atomic
 
-RUN = "run"
 WAITING, RUNNING, DONE, DIVERGED, FAILED, INTERRUPTED, UNUSABLE = (
     "waiting", "running", "done", "diverged", "failed", "interrupted", "unusable",
 )  # fmt: skip
@@ -41,12 +40,14 @@ class State:
         reason: why it failed or diverged, in a line.
         seconds: of all its processes together, from start to end.
         attempts: how many there were.
+        run: name of the newest one's folder; an attempt that ended before its first checkpoint leaves one, too.
     """
 
     status: str = WAITING
     reason: str = ""
     seconds: float = 0.0
     attempts: int = 0
+    run: str = ""
 
 
 @dataclass
@@ -68,9 +69,8 @@ class Place:
 
     @property
     def run_folder(self) -> Path | None:
-        """The newest folder that ed-train made: an attempt that ended before its first checkpoint leaves one, too."""
-        found = [path for path in self.folder.glob(f"{RUN}*") if path.is_dir()]
-        return max(found, key=lambda path: int(path.name.removeprefix(f"{RUN}-").removeprefix(RUN) or 1), default=None)
+        """The folder of ed-train's run, if it came to make one."""
+        return self.folder / self.state.run if self.state.run and (self.folder / self.state.run).is_dir() else None
 
     def keep(self) -> None:
         """Write the state down."""
@@ -81,7 +81,7 @@ class Place:
         """The run.json that ed-train is given."""
         train = self.member.run.train
         checkpoints = str(Path(train.save_ckpt_dir) / self.folder.name) if train.save_ckpt_dir else None
-        train = replace(train, logdir=str(self.folder), run_name=RUN, save_ckpt_dir=checkpoints)
+        train = replace(train, logdir=str(self.folder), run_name=_slug(self.member.label), save_ckpt_dir=checkpoints)
         return configuration_of(replace(self.member.run, train=train))
 
 
@@ -156,7 +156,7 @@ def _digest(value: object) -> str:
 
 
 def _slug(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", label).strip("-.")[:60] or "run"
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", label).strip("-._+")[:60] or "run"
 
 
 def _read_state(path: Path) -> State:
@@ -164,8 +164,8 @@ def _read_state(path: Path) -> State:
     try:
         content = json.loads(path.read_bytes())
         state = State(**content)
-        valid = isinstance(state.status, str) and isinstance(state.reason, str)
-        return State(state.status, state.reason, float(state.seconds), int(state.attempts)) if valid else State()
+        valid = all(isinstance(text, str) for text in (state.status, state.reason, state.run))
+        return replace(state, seconds=float(state.seconds), attempts=int(state.attempts)) if valid else State()
     except (OSError, ValueError, TypeError):
         return State()
 

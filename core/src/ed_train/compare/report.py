@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
@@ -199,7 +200,8 @@ def _configurations(summary: Summary, looks: Sequence[Style], places: Sequence[P
         for name, config in row.member.run.components.items():
             yield from _component(name, config)
         yield from (f'<p class="note">note: {escape(note)}</p>' for note in row.member.run.notes)
-        yield f'<p class="note">repeat it: <code>ed-train --config {escape(str(place.config))}</code></p></details>'
+        command = escape(shlex.join(["ed-train", "--config", str(place.config), "--logdir", "logs"]))
+        yield f'<p class="note">to repeat it: <code>{command}</code></p></details>'
     yield "</div>"
 
 

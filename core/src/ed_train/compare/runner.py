@@ -27,6 +27,7 @@ from ed_train.compare.folder import (
 from ed_train.errors import printable
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+_RUN_FOLDER = re.compile(r"run folder: .*[/\\]([^/\\]+)$")
 _PROGRESS = re.compile(r"step \d+/\d+: |validation")
 _NOT_FINITE = re.compile(r"not finite|NaN|infinite")
 LAST_LINES = 20
@@ -127,8 +128,11 @@ def _trained(place: Place, show: Callable[[str], None], without: Sequence[str], 
                 for line in process.stdout or ():
                     log.write(line)
                     last.append(line.rstrip("\n"))
-                    if _PROGRESS.match(line):
-                        show(printable(line.rstrip("\n")))
+                    if found := _RUN_FOLDER.match(last[-1]):
+                        place.state.run = found[1]
+                        place.keep()
+                    elif _PROGRESS.match(line):
+                        show(printable(last[-1]))
             finally:
                 stop.child = None
     return list(last), process.returncode
