@@ -83,6 +83,7 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "save_optimizer": (True, False),
     "keep_last_n_ckpts": (2, 3),
     "resume_changed": (True, False),
+    "save_single_file": (True, False),
     "save_full_precision": (True, False),
     "no_save_ckpt": (True, False),
     "no_prepend_last": (True, False),
@@ -183,6 +184,33 @@ def test_a_detail_of_a_key_that_is_off_is_silent(key, resolve) -> None:
     assert resolve({key: 5}).notes == ()
     (line,) = resolve({key: 5, PART_OF[key]: 0.5}).notes
     assert line.startswith(PART_OF[key])
+
+
+@pytest.mark.parametrize(
+    ("train", "line"),
+    [
+        ({"keep_tags": 2}, "keep_tags=2 (train.json:3) has no effect without shuffle_tags"),
+        (
+            {"save_full_precision": True},
+            "has no effect without save_single_file: checkpoint folders always are in float32",
+        ),
+        ({"no_save_ckpt": True}, "means no checkpoint of any kind: what is trained is gone when the run ends"),
+        (
+            {"no_save_ckpt": True, "save_single_file": True},
+            "save_single_file=true (train.json:4) has no effect with no_s",
+        ),
+    ],
+)
+def test_a_key_that_another_one_makes_idle_gets_a_line(train, line, resolve) -> None:
+    assert line in resolve(train).notes[-1]
+
+
+def test_keys_that_go_together_get_none(resolve) -> None:
+    assert (
+        resolve({"keep_tags": 2, "shuffle_tags": True, "save_full_precision": True, "save_single_file": True}).notes
+        == ()
+    )
+    assert resolve({"keep_tags": 0, "save_full_precision": False, "no_save_ckpt": False}).notes == ()
 
 
 # The moving average

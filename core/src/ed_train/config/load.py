@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ed_train.config.checks import check_values, find_input, off, output_problem
+from ed_train.config.checks import check_values, find_input, output_problem
 from ed_train.config.describe import annotations_of, default_of, is_list, leaf_types, show
 from ed_train.config.ema import find_ema_model
 from ed_train.config.freeze_sections import FREE_KEYS
+from ed_train.config.idle_keys import idle_key_notes
 from ed_train.config.jsontext import Document, read_json_object
 from ed_train.config.optimizer_file import OptimizerFileResolver
 from ed_train.config.optimizer_keys import SCHEDULE_KEYS, Given
@@ -20,7 +21,7 @@ from ed_train.config.record import Record, differing_plugins, read_record
 from ed_train.config.required import check_required_plugins
 from ed_train.config.run import RunConfig
 from ed_train.config.start import Start, changes_since, find_start, recorded_configuration
-from ed_train.config.train_keys import DEAD, NOT_YET, TrainConfig
+from ed_train.config.train_keys import TrainConfig
 from ed_train.config.validate import validated
 from ed_train.config.validation import Validation, parse_validation
 from ed_train.errors import ConfigError, Problem
@@ -59,7 +60,7 @@ def load_config(
     check_required_plugins(given.get("required_plugins"), registry)
     train, found, notes = _train_config(given)
     problems += found
-    notes += _notes_on_keys_without_effect(given) + (differing_plugins(record, registry) if record else [])
+    notes += idle_key_notes(train, given) + (differing_plugins(record, registry) if record else [])
     folder = config_file.parent if config_file else Path()
     optimizer_path, found = _input_path(given, train, "optimizer_config", folder)
     problems += found
@@ -175,21 +176,6 @@ def _train_config(given: Mapping[str, Given]) -> tuple[TrainConfig, list[Problem
         wrong = {p.key for p in problems}
         train, _, notes = validated(TrainConfig, {key: g.value for key, g in given.items() if key not in wrong})
     return train, [replace(p, where=given[p.key].where, key=given[p.key].key) for p in problems], notes
-
-
-def _notes_on_keys_without_effect(given: Mapping[str, Given]) -> list[str]:
-    notes = []
-    for table, state in ((NOT_YET, "is not implemented yet and has no effect"), (DEAD, "is a dead key without effect")):
-        for key, instead in table.items():
-            if key in given and not off(given[key].value):
-                notes.append(f"{given[key]} {state}" + (f": {instead}" if instead else ""))
-    if "save_full_precision" in given and given["save_full_precision"].value is True:
-        notes.append(f"{given['save_full_precision']} has no effect: checkpoint folders are always in full precision")
-    if "attn_type" in given and given["attn_type"].value != "sdp":
-        notes.append(f"{given['attn_type']} has no effect: torch's own attention (sdp) is always used")
-    if "train_sampler" in given and given["train_sampler"].value != "ddpm":
-        notes.append(f"{given['train_sampler']} has no effect: in training all samplers add the same noise")
-    return notes
 
 
 def _overrides(given: Mapping[str, Given], problems: list[Problem]) -> dict[str, Given]:

@@ -147,8 +147,12 @@ class TrainConfig:
         bool, Help("keep the training state in every checkpoint; without, only the newest has it")
     ] = False
     keep_last_n_ckpts: Annotated[Count | None, Help("remove older checkpoints of the run; null: keep all")] = None
+    save_single_file: Annotated[
+        bool,
+        Help("write one .safetensors file beside each checkpoint, too, for other programs; --export makes one later"),
+    ] = False
     save_full_precision: Annotated[
-        bool, Help("write single files in float32 and not in half precision; checkpoint folders always are")
+        bool, Help("write single files in float32, not in half precision; checkpoint folders always are")
     ] = False
     no_save_ckpt: Annotated[bool, Help("save no checkpoint at all")] = False
     no_prepend_last: Annotated[bool, Help("do not put last- before the name of the checkpoint at the end")] = False
@@ -175,7 +179,7 @@ class TrainConfig:
 
 OWN_KEYS = (
     "model_config", "crops_per_image", "cache_dir", "max_steps", "mixed_precision", "required_plugins", "resume",
-    "resume_changed", "keep_last_n_ckpts",
+    "resume_changed", "keep_last_n_ckpts", "save_single_file",
 )  # fmt: skip
 """Keys that EveryDream 2 does not have."""
 

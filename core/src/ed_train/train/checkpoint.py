@@ -26,6 +26,7 @@ from ed_train.config.resume import STATE_FILES, is_count
 from ed_train.errors import CheckpointError
 from ed_train.models.atomic import MANIFEST, atomic_folder, read_manifest, remove_folder
 from ed_train.models.save import ModelWeights, write_pipeline
+from ed_train.train.single_files import SINGLE_FILE, remove_single_files, single_file, write_single_files
 from ed_train.train.state import size_of
 
 SPARE_MEMORY = 1 << 30
@@ -60,7 +61,14 @@ class Snapshot:
         folders = [w for w in self.pipeline.values() if isinstance(w, Path)]
         files = sum(f.stat().st_size for folder in folders for f in folder.iterdir() if f.is_file())
         pipeline = sum(size_of(w.state) for w in weights) + files
-        return (2 if self.averaged else 1) * pipeline + size_of(self.states)
+        single = {"half": 0.5, "full": 1.0}.get(self.manifest.get(SINGLE_FILE, ""), 0.0)
+        return int((2 if self.averaged else 1) * (1 + single) * pipeline) + size_of(self.states)
+
+    @property
+    def pipelines(self) -> dict[Path, Mapping[str, Any]]:
+        """The arguments of `write_pipeline` by folder: the checkpoint's, and its average's."""
+        average = {ema_folder(self.target): {**self.pipeline, **self.averaged}} if self.averaged else {}
+        return {self.target: self.pipeline, **average}
 
 
 @dataclass
@@ -72,12 +80,14 @@ class CheckpointWriter:
         keep: how many of them stay; None for all.
         keep_states: whether older ones keep their training state.
         saved: the whole checkpoints of this run, oldest first.
+        lines: what the user should know about the last one, beside that it is saved.
     """
 
     folder: Path
     keep: int | None
     keep_states: bool
     saved: list[Path] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="checkpoint"))
     _pending: Future[Path] | None = None
 
@@ -123,6 +133,8 @@ class CheckpointWriter:
             raise
         self.saved.append(snapshot.target)
         self._tidy_up(run_id)
+        if SINGLE_FILE in snapshot.manifest:
+            self.lines.append(write_single_files(snapshot.target, snapshot.pipelines, snapshot.manifest))
         return snapshot.target
 
     def _write_both(self, snapshot: Snapshot) -> None:
@@ -130,7 +142,7 @@ class CheckpointWriter:
             manifest = {k: v for k, v in snapshot.manifest.items() if k != "run_id"}  # which a checkpoint has
             ema_of = {EMA_OF: snapshot.manifest["run_id"]}
             with atomic_folder(ema_folder(snapshot.target), extra={**manifest, **ema_of}) as folder:
-                write_pipeline(folder, **{**snapshot.pipeline, **snapshot.averaged})
+                write_pipeline(folder, **snapshot.pipelines[ema_folder(snapshot.target)])
         with atomic_folder(snapshot.target, extra=snapshot.manifest) as folder:
             write_pipeline(folder, **snapshot.pipeline)
             for name, state in snapshot.states.items():
@@ -155,6 +167,7 @@ class CheckpointWriter:
         try:
             while self.keep and len(self.saved) > self.keep:
                 oldest = self.saved.pop(0)
+                remove_single_files(oldest)
                 _remove_ema(oldest, run_id)
                 remove_folder(oldest)
             for older in [] if self.keep_states else self.saved[:-1]:
@@ -165,11 +178,12 @@ class CheckpointWriter:
 
 
 def unused(path: Path, run_id: str) -> Path:
-    """The path, or with -2, -3, ... behind it where another run's checkpoint, or its EMA, has it."""
+    """The path, or with -2, -3, ... behind it where another checkpoint has it, its EMA, or a single file."""
     for number in itertools.count(1):
         candidate = path.with_name(f"{path.name}-{number}" if number > 1 else path.name)
         ema = ema_folder(candidate)
-        if not candidate.exists() and (not ema.exists() or _is_ema_of(ema, run_id)):
+        free = not candidate.exists() and not single_file(candidate).exists()
+        if free and (not ema.exists() or _is_ema_of(ema, run_id)):
             return candidate
     raise AssertionError("itertools.count never ends")
 

@@ -32,6 +32,7 @@ from ed_train.train.checkpoint import (
 )
 from ed_train.train.ema import averaged
 from ed_train.train.optimizer_state import optimizer_record
+from ed_train.train.single_files import SINGLE_FILE
 from ed_train.train.state import OPTIMIZER_FILES, on_cpu, size_of
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ class Output:
             self._failures = 0
             session.model.spare = saved
             session.metrics.say(f"saved {saved}{' and its EMA, ' + ema_folder(saved).name if session.ema else ''}")
+            while self.writer.lines:
+                session.metrics.say(self.writer.lines.pop(0))
 
     def last_good(self) -> str:
         """Says which checkpoint to go on from."""
@@ -174,8 +177,9 @@ class Output:
 
     def _manifest(self, session: Session) -> dict[str, Any]:
         """What a later resume must know about a checkpoint, beside the sizes and checksums of its files."""
+        train = session.run.train
         return {
-            **manifest_header(session.run.train.project_name, self.run_id, self.folder),
+            **manifest_header(train.project_name, self.run_id, self.folder),
             "step": session.step,
             "epoch": session.epoch,
             "batches_done": session.batches_done,
@@ -183,6 +187,7 @@ class Output:
             "data": session.loader.fingerprint(session.epoch),
             "processes": session.accelerator.num_processes,
             **({EMA_RECORD: {"begun": session.ema.plan.begun}} if session.ema else {}),
+            **({SINGLE_FILE: "full" if train.save_full_precision else "half"} if train.save_single_file else {}),
             "optimizers": {c.name: optimizer_record(c) for c in session.components},
             "run": configuration_of(session.run),
         }

@@ -1,0 +1,40 @@
+"""Lines about keys of train.json that do nothing, or not what the user may think. Nothing is ignored without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ed_train.config.checks import off
+from ed_train.config.optimizer_keys import Given
+from ed_train.config.train_keys import DEAD, NOT_YET, TrainConfig
+
+
+def idle_key_notes(train: TrainConfig, given: Mapping[str, Given]) -> list[str]:
+    """A line for each such key that is set.
+
+    Args:
+        train: the settings.
+        given: what the user set, with its place.
+    """
+    notes = []
+    for table, state in ((NOT_YET, "is not implemented yet and has no effect"), (DEAD, "is a dead key without effect")):
+        for key, instead in table.items():
+            if key in given and not off(given[key].value):
+                notes.append(f"{given[key]} {state}" + (f": {instead}" if instead else ""))
+    return notes + [f"{given[key]} {line}" for key, line in _lines(train) if key in given and not off(given[key].value)]
+
+
+def _lines(train: TrainConfig) -> Iterator[tuple[str, str]]:
+    """Keys that are set, and what to say about them."""
+    if train.attn_type != "sdp":
+        yield "attn_type", "has no effect: torch's own attention (sdp) is always used"
+    if train.train_sampler != "ddpm":
+        yield "train_sampler", "has no effect: in training all samplers add the same noise"
+    if train.no_save_ckpt:
+        yield "no_save_ckpt", "means no checkpoint of any kind: what is trained is gone when the run ends"
+        if train.save_single_file:
+            yield "save_single_file", "has no effect with no_save_ckpt"
+    if train.save_full_precision and not train.save_single_file:
+        yield "save_full_precision", "has no effect without save_single_file: checkpoint folders always are in float32"
+    if train.keep_tags and not train.shuffle_tags:
+        yield "keep_tags", "has no effect without shuffle_tags"
