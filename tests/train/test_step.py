@@ -9,6 +9,7 @@ import pytest
 import torch
 from ed_train.cli import main
 from ed_train.errors import EdTrainError
+from ed_train.train import skipped
 from ed_train.train import train as train_module
 from ed_train.train.step import forward_loss, train_step
 from torch.nn.utils import get_total_norm
@@ -125,7 +126,7 @@ def test_a_step_with_non_finite_gradients_changes_nothing(make_session, write_op
 
 def test_many_skipped_steps_in_a_row_end_the_run_with_a_reason(make_session, write_optimizer, monkeypatch) -> None:
     write_optimizer(ADAMW)
-    monkeypatch.setattr(train_module, "MAX_SKIPPED_IN_A_ROW", 3)
+    monkeypatch.setattr(skipped, "MAX_SKIPPED_IN_A_ROW", 3)
     session = make_session()
     session.components[0].parameters[0].register_hook(lambda grad: grad * float("nan"))
     (batch,) = first_batches(session, 1)

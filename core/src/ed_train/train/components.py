@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -13,6 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from ed_train.api import build_optimizer
 from ed_train.config.run import TEXT_ENCODER, UNET, ComponentConfig, FreezeConfig
 from ed_train.errors import ConfigError, PluginError, Problem
+
+if TYPE_CHECKING:
+    from ed_train.train.gradients import GradientWatch
 
 
 @dataclass
@@ -24,6 +27,7 @@ class TrainedComponent:
         module: the module itself, never a wrapper around it.
         parameters: what the optimizer holds; a list, since clipping reads it again in every step.
         parameter_names: their names in the module, in the same order.
+        watch: looks at the gradients as they arrive, where that is cheaper than to do so after the backward pass.
     """
 
     name: str
@@ -33,6 +37,7 @@ class TrainedComponent:
     parameter_names: list[str]
     optimizer: torch.optim.Optimizer
     lr_scheduler: LRScheduler
+    watch: GradientWatch | None = None
 
     @property
     def lr(self) -> float:

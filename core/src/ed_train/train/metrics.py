@@ -74,6 +74,10 @@ class Metrics:
         if self.events:
             print_line(line)
 
+    def due(self, step: int) -> bool:
+        """Whether values are logged after this step; only then may anything wait for the device."""
+        return step % self.log_step == 0 or step == self.steps
+
     def after_step(self, step: int, result: StepResult, components: Sequence[TrainedComponent], reduce: Any) -> None:
         """Count a step; at a log point, read and show what has gathered.
 
@@ -86,7 +90,7 @@ class Metrics:
         self.step_bar.update()
         self._losses.append(result.loss)
         self._images += result.images
-        if step % self.log_step and step != self.steps:
+        if not self.due(step):
             return
         loss = float(reduce(torch.stack(self._losses).mean()))
         now = time.perf_counter()

@@ -83,7 +83,8 @@ class Diffusion:
         latents = torch.addcmul(mean, std, draw[0].to(self.device, non_blocking=True)) * self.scaling_factor
         noise = self._shape_noise(draw[1], shape, part, generator).to(self.device, non_blocking=True)
         limits = (self.train.timestep_start, min(self.train.timestep_end, self.steps))
-        timesteps = torch.randint(*limits, (world * batch,), generator=generator)[part].to(self.device)
+        timesteps = torch.randint(*limits, (world * batch,), generator=generator)[part]
+        timesteps = timesteps.to(self.device, non_blocking=True)
         return self._diffused(latents, noise, timesteps)
 
     def add_fixed_noise(self, mean: Tensor, std: Tensor, places: Sequence[float], seeds: Sequence[str]) -> NoisyBatch:
@@ -166,4 +167,4 @@ def perturb(embeddings: Tensor, scale: float, generator: torch.Generator, rank: 
     """Add Gaussian noise of standard deviation ``scale / sqrt(width)`` to text embeddings, [batch, tokens, width]."""
     batch, tokens, width = embeddings.shape
     noise = torch.randn((world * batch, tokens, width), generator=generator)[rank * batch : (rank + 1) * batch]
-    return embeddings + noise.to(embeddings.device) * (scale / math.sqrt(width))
+    return embeddings + noise.to(embeddings.device, non_blocking=True) * (scale / math.sqrt(width))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from ed_train.models.text import text_embeddings
 from ed_train.train.noise import Diffusion
 from ed_train.train.precision import SCALER_SETTINGS, resolve_precision
 from ed_train.train.signals import Interrupted, StopSignals
+from ed_train.train.skipped import settle
 from ed_train.train.state import training_state
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ed_train.train.metrics import Metrics
     from ed_train.train.output import Output
     from ed_train.train.validation import Validator
+    from ed_train.train.step import StepResult
 
 
 @dataclass
@@ -60,6 +62,8 @@ class Session:
         skipped_in_a_row: how many of them since the last good one.
         ema: the moving average of the weights; None where it is off, and in every process but the main one.
         validator: the losses of pictures that do not train; None where it is off.
+        unread: whether optimizers step without anybody having read that the gradients are finite; see `steps_unread`.
+        results: steps of which nobody has read yet whether they were skipped, with their numbers.
     """
 
     run: RunConfig
@@ -84,6 +88,8 @@ class Session:
     skipped_in_a_row: int = 0
     ema: Ema | None = None
     validator: Validator | None = None
+    unread: bool = False
+    results: list[tuple[int, StepResult]] = field(default_factory=list)
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -198,6 +204,7 @@ class Session:
         """
         if self.run.train.no_save_ckpt:
             return
+        settle(self)
         self.metrics.flush()  # a run that goes on from here does not log these steps again
         with self.evaluation(saving=True):
             state = training_state(self)

@@ -21,6 +21,7 @@ from ed_train.errors import ConfigError, Problem
 from ed_train.models.load import SdModel
 from ed_train.train.components import build_component, freeze, freeze_unused, schedule_notes
 from ed_train.train.ema import begin_ema
+from ed_train.train.gradients import steps_unread, watch_gradients
 from ed_train.train.metrics import Metrics
 from ed_train.train.noise import Diffusion
 from ed_train.train.output import Output
@@ -93,6 +94,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     components = [build_component(config, modules[name], total_steps) for name, config in run.components.items()]
     for component in components:
         notes += schedule_notes(component.config, total_steps)
+    watch_gradients(components, accelerator)
     notes += position.notes
     notes += restore_optimizers(run, components, model.folder)
     main = accelerator.is_main_process
@@ -111,7 +113,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
         run, accelerator, model, wrapped[UNET], wrapped[TEXT_ENCODER], components, diffusion, data.loader, output,
         metrics, total_steps, epochs, signals or StopSignals(), batch_number=position.batch_number,
         epoch=position.epoch, batches_done=position.batches_done, step=position.step, first_step=position.step,
-        ema=ema, validator=data.validator,
+        ema=ema, validator=data.validator, unread=steps_unread(components, accelerator.device),
     )  # fmt: skip
     if run.resume:
         for note in restore_training_state(session, run.resume.checkpoint):

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from ed_train.data.loader import Batch
 from ed_train.errors import PluginError
 from ed_train.train.components import TrainedComponent
+from ed_train.train.gradients import gradient_norm, unless_unfit
 from ed_train.train.noise import batch_generator, perturb
 from ed_train.train.session import Session
-
-LOSS = "loss"
+from ed_train.train.skipped import LOSS
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,12 @@ class StepResult:
 
     Attributes:
         loss: mean over this process's part of the window, a scalar.
-        grad_norms: norm of each component's gradients before clipping, by name, scalars.
+        grad_norms: norm of each component's gradients before clipping, by name, scalars; at least where they are to be
+            clipped or logged.
         skipped: the components whose gradients were not finite, or `LOSS`; if there are any, no weight has changed.
         images: pictures in the window, of all processes.
         files: the pictures of this process.
+        unread: nobody has read whether the gradients are finite: `grad_norms` will tell, and say what `skipped` lacks.
     """
 
     loss: Tensor
@@ -37,6 +39,7 @@ class StepResult:
     skipped: tuple[str, ...]
     images: int
     files: tuple[Path, ...]
+    unread: bool = False
 
 
 def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
@@ -49,30 +52,33 @@ def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
     images = sum(len(b.images) for b in window) * session.accelerator.num_processes
     files = tuple(file for batch in window for file in batch.images)
     for index, batch in enumerate(window):
-        with _gradient_sync(session, last=index == len(window) - 1):
+        last = index == len(window) - 1
+        with _gradient_sync(session, last=last):
             loss = forward_loss(session, batch)
             if _may_look_at(loss, session) and not torch.isfinite(loss):
                 _zero_grad(session)
                 nothing = {c.name: torch.full_like(loss.detach(), torch.nan) for c in session.components}
                 return StepResult(loss.detach(), nothing, (LOSS,), images, batch.images)
+            if last and not _wants_norms(session):
+                _begin_watch(session)
             share = loss / len(window)
             torch.autograd.backward(session.scaler.scale(share) if session.scaler else share)
         losses.append(loss.detach())
-    norms = {c.name: _unscaled_norm(session, c) for c in session.components}
-    skipped = tuple(name for name, norm in norms.items() if not torch.isfinite(norm))
+    norms = _norms(session)
+    skipped = () if session.unread else _not_finite(session, norms)
     if not skipped:
-        for component in session.components:
-            if limit := session.run.train.clip_grad_norm:
-                clip_grads_with_norm_(component.parameters, limit, norms[component.name])
-            try:
-                component.optimizer.step()
-            except Exception as error:
-                raise _step_failed(component, error) from error
-            component.lr_scheduler.step()
+        _clip(session, norms)
+        with unless_unfit(session.components, norms if session.unread else {}):
+            for component in session.components:
+                try:
+                    component.optimizer.step()
+                except Exception as error:
+                    raise _step_failed(component, error) from error
+                component.lr_scheduler.step()
     if session.scaler:
         session.scaler.update()
     _zero_grad(session)
-    return StepResult(torch.stack(losses).mean(), norms, skipped, images, files)
+    return StepResult(torch.stack(losses).mean(), norms, skipped, images, files, session.unread)
 
 
 def forward_loss(session: Session, batch: Batch) -> Tensor:
@@ -120,7 +126,34 @@ def _gradient_sync(session: Session, *, last: bool) -> contextlib.AbstractContex
     return stack
 
 
-def _unscaled_norm(session: Session, component: TrainedComponent) -> Tensor:
+def _begin_watch(session: Session) -> None:
+    for component in session.components:
+        if component.watch:
+            component.watch.begin()
+
+
+def _norms(session: Session) -> dict[str, Tensor]:
+    """The norms of all components' gradients, unscaled; of none, where nobody wants them and a watch is enough."""
     if session.scaler:
-        session.scaler.unscale_(component.optimizer)
-    return get_total_norm([p.grad for p in component.parameters if p.grad is not None])
+        for component in session.components:
+            session.scaler.unscale_(component.optimizer)
+    wanted = _wants_norms(session)
+    return {c.name: gradient_norm(c) for c in session.components if wanted or not c.watch}
+
+
+def _wants_norms(session: Session) -> bool:
+    """Whether the step that is being taken clips its gradients, or logs their norms."""
+    return session.run.train.clip_grad_norm is not None or session.metrics.due(session.step + 1)
+
+
+def _not_finite(session: Session, norms: dict[str, Tensor]) -> tuple[str, ...]:
+    """The components whose gradients are not finite; waits for the device."""
+    finite = {name: bool(torch.isfinite(norm)) for name, norm in norms.items()}
+    finite |= {c.name: c.watch.finite() for c in session.components if c.watch and c.name not in finite}
+    return tuple(c.name for c in session.components if not finite[c.name])
+
+
+def _clip(session: Session, norms: dict[str, Tensor]) -> None:
+    if limit := session.run.train.clip_grad_norm:
+        for component in session.components:
+            clip_grads_with_norm_(component.parameters, limit, norms[component.name])

@@ -7,16 +7,12 @@ from contextlib import closing
 from signal import SIGTERM
 
 from ed_train.config.run import RunConfig
-from ed_train.errors import EdTrainError
 from ed_train.train.precision import tweak_scaler
 from ed_train.train.session import Session, lost_process_named
 from ed_train.train.setup import start
 from ed_train.train.signals import Interrupted, StopSignals
-from ed_train.train.step import LOSS, StepResult, train_step
-
-MAX_SKIPPED_IN_A_ROW = 10
-MAX_SKIPPED_IN_A_ROW_FP16 = 40
-"""fp16's gradient scale starts so large that the first steps overflow until it is halved often enough."""
+from ed_train.train.skipped import note_result
+from ed_train.train.step import StepResult, train_step
 
 
 def train(run: RunConfig) -> None:
@@ -63,12 +59,9 @@ def after_step(session: Session, result: StepResult, batches: int) -> bool:
     train = session.run.train
     epoch_ended = session.count(batches)
     session.metrics.after_step(session.step, result, session.components, session.mean_over_processes)
-    if result.skipped:
-        _skipped(session, result)
-    else:
-        session.skipped_in_a_row = 0
-        if session.ema:
-            session.ema.after_step(session.step - session.skipped)
+    note_result(session, result)
+    if session.ema and not result.skipped:
+        session.ema.after_step(session.step - (0 if result.unread else session.skipped))
     if session.scaler and session.run.grad_scaler_tweaks:
         tweak_scaler(session.scaler, session.step)
     if session.validator:
@@ -109,24 +102,3 @@ def _due(session: Session) -> bool:
     train, done = session.run.train, session.epoch
     every = train.save_every_n_epochs
     return bool(every and done % every == 0 and done >= train.save_ckpts_from_n_epochs)
-
-
-def describe_skipped(result: StepResult) -> str:
-    """What was not finite: ``the loss is``, ``gradients of unet and text_encoder are``."""
-    return "the loss is" if result.skipped == (LOSS,) else f"gradients of {' and '.join(result.skipped)} are"
-
-
-def _skipped(session: Session, result: StepResult) -> None:
-    session.skipped += 1
-    session.skipped_in_a_row += 1
-    names = describe_skipped(result)
-    files = ", ".join(sorted({path.name for path in result.files}))
-    if not session.scaler:  # whose overflows are in the nature of fp16
-        session.metrics.say(f"warning: step {session.step}: {names} not finite; step skipped ({files})")
-    limit = MAX_SKIPPED_IN_A_ROW_FP16 if session.scaler else MAX_SKIPPED_IN_A_ROW
-    if session.skipped_in_a_row >= limit:
-        raise EdTrainError(
-            f"training stopped at step {session.step}: {names} not finite, {limit} steps in a row; "
-            f"lower the lr, set clip_grad_norm or look at the pictures of the last batch: {files}"
-            f"{f'; {session.output.last_good()}' if session.output else ''}"
-        )
