@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from ed_train.train.ema import Ema
     from ed_train.train.metrics import Metrics
     from ed_train.train.output import Output
-    from ed_train.train.validation import Validator
     from ed_train.train.step import StepResult
+    from ed_train.train.validation import Validator
 
 
 @dataclass
