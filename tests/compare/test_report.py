@@ -200,6 +200,13 @@ def test_a_line_that_goes_off_is_cut_and_does_not_flatten_the_others() -> None:
     draw_png(plot)
 
 
+def test_a_line_that_begins_low_by_luck_is_not_cut() -> None:
+    series = [Series(name, look, [(0, 0.5), (1, 1.0), (2, 0.8)]) for name, look in zip("ab", styles("ab"), strict=True)]
+    plot = line_plot("n", "t", series, x="x", y="y", cut=True)
+    assert plot
+    assert plot.y.high > 1
+
+
 def test_labels_are_moved_apart_and_stay_in_the_frame() -> None:
     placed = spread([10, 10, 10, 290, 299], 0, 300)
     assert all(b - a >= 13 for a, b in pairwise(placed))

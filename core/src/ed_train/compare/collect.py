@@ -41,8 +41,8 @@ class Curve:
         return min(zip(self.values, self.steps, strict=True), default=None)
 
     def smoothed(self) -> Curve:
-        """A running average over about a tenth of the curve; its first values are averages of few."""
-        share = 2 / (max(len(self.values) / 10, 1) + 1)
+        """A running average over a tenth of the curve, or five values; its first values are averages of few."""
+        share = 2 / (max(len(self.values) / 10, 5) + 1)
         average = weight = 0.0
         values = []
         for value in self.values:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median_low
 
 from ed_train.compare.canvas import COLOURS, DASHES, GRID, INK, MARKERS, MUTED, Canvas, PngCanvas, Point
 from ed_train.compare.scales import Axis, axis_over, tick_texts
@@ -16,7 +17,7 @@ MOST_MARKERS = 40
 LOG_FROM = 8
 """Above this ratio of the highest to the lowest value an axis is logarithmic."""
 CUT_AT = 1.25
-"""Losses above this multiple of the highest first one are cut off."""
+"""Losses above this multiple of the highest first one, and of what most lines reach, are cut off."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def line_plot(
         return None
     xs, ys = ([point[i] for s in shown for point in s.points] for i in (0, 1))
     if cut:
-        ceiling = CUT_AT * max(s.points[0][1] for s in shown)
+        calm = median_low(max(y for _, y in s.points) for s in shown)
+        ceiling = CUT_AT * max(calm, *(s.points[0][1] for s in shown))
         ys = [y for y in ys if y <= ceiling]
     log_y = min(ys) > 0 and (log_y or max(ys) / min(ys) > LOG_FROM)
     log_x = log_x and min(xs) > 0
