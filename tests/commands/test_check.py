@@ -147,7 +147,7 @@ def test_what_is_frozen_has_the_names_of_the_loaded_model(clip_skip, flags, writ
     run = load_config({**flags, "clip_skip": str(clip_skip)}, load_registry())
     loaded = SdModel(run.model)
     unet, text_encoder = loaded.load_unet(), loaded.load_text_encoder()
-    notes = freeze_modules(run, unet, text_encoder)
+    notes = freeze_modules(run, {"unet": unet, "text_encoder": text_encoder})
     empty, empty_notes = empty_modules(run, configuration_of(run.model))
     for real, module in ((unet, empty["unet"]), (text_encoder, empty["text_encoder"])):
         frozen = [name for name, p in real.named_parameters() if not p.requires_grad]

@@ -84,6 +84,7 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "keep_last_n_ckpts": (2, 3),
     "resume_changed": (True, False),
     "save_single_file": (True, False),
+    "cache_text_embeddings": (True, False),
     "save_full_precision": (True, False),
     "no_save_ckpt": (True, False),
     "no_prepend_last": (True, False),

@@ -65,7 +65,13 @@ class TrainConfig:
     cond_dropout: Annotated[Probability, Help("probability of an empty caption")] = 0.04
     shuffle_tags: Annotated[bool, Help("shuffle the comma-separated parts of a caption")] = False
     keep_tags: Annotated[Whole, Help("leading parts that shuffle_tags leaves in place")] = 0
-    cache_dir: Annotated[str | None, Help("folder of cached latents and token ids; default: LOGDIR/cache")] = None
+    cache_dir: Annotated[
+        str | None, Help("folder of cached latents, token ids and text embeddings; default: LOGDIR/cache")
+    ] = None
+    cache_text_embeddings: Annotated[
+        bool,
+        Help("run what is frozen of the text encoder once per caption; false: in every step, with the same result"),
+    ] = True
     seed: Annotated[
         Annotated[int, Bounds(ge=-1, le=2**32 - 1)],
         Help("seed of everything random; -1: a random one, which is printed"),
@@ -179,7 +185,7 @@ class TrainConfig:
 
 OWN_KEYS = (
     "model_config", "crops_per_image", "cache_dir", "max_steps", "mixed_precision", "required_plugins", "resume",
-    "resume_changed", "keep_last_n_ckpts", "save_single_file",
+    "resume_changed", "keep_last_n_ckpts", "save_single_file", "cache_text_embeddings",
 )  # fmt: skip
 """Keys that EveryDream 2 does not have."""
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,7 +25,7 @@ from ed_train.data.files import reason
 from ed_train.data.hashes import ImageHashes
 from ed_train.data.images import crop_box, fit, load_image
 from ed_train.data.scan import ImageItem, Skipped
-from ed_train.data.store import TensorStore
+from ed_train.data.store import PackWriter, TensorStore
 from ed_train.errors import ConfigError, Problem
 
 FORMAT = 1
@@ -35,8 +34,6 @@ FORMAT = 1
 Encode: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Pixels [n, 3, height, width] in -1 to 1 to mean and standard deviation of the VAE's posterior, each [n, c, h, w]."""
 
-_PACK_BYTES = 64 << 20
-_PACK_SECONDS = 120.0
 _PIXELS_PER_CALL = 4 * 512 * 512
 
 
@@ -134,7 +131,7 @@ class LatentCache:
         """
         mine = {item.path for item in self._items[rank::world]}
         work = sorted((item for item in self.missing() if item.path in mine), key=lambda i: self._bucket[i.path])
-        pending = _Pending(self._store)
+        pending = PackWriter(self._store)
         try:
             with (
                 tqdm(total=len(work), desc="encoding images", unit="image", disable=not self._progress) as bar,
@@ -152,7 +149,7 @@ class LatentCache:
             self.usable()
         return self.skipped
 
-    def _encode(self, encode: Encode, batch: Sequence[_Entry], pending: _Pending) -> None:
+    def _encode(self, encode: Encode, batch: Sequence[_Entry], pending: PackWriter) -> None:
         pixels = torch.from_numpy(np.stack([entry.pixels for entry in batch])).permute(0, 3, 1, 2)
         mean, std = encode(pixels / 127.5 - 1.0)
         latents = torch.cat([mean, std], dim=1).float().cpu()
@@ -247,23 +244,3 @@ def _in_batches(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
             batch = []
     if batch:
         yield batch
-
-
-@dataclass
-class _Pending:
-    """Encoded tensors that wait to be written as one pack."""
-
-    store: TensorStore
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    bytes: int = 0
-    since: float = field(default_factory=time.monotonic)
-
-    def add(self, key: str, tensor: Tensor) -> None:
-        self.tensors[key] = tensor.clone(memory_format=torch.contiguous_format)
-        self.bytes += tensor.nbytes
-        if self.bytes > _PACK_BYTES or time.monotonic() - self.since > _PACK_SECONDS:
-            self.write()
-
-    def write(self) -> None:
-        tensors, self.tensors, self.bytes, self.since = self.tensors, {}, 0, time.monotonic()
-        self.store.add(tensors)

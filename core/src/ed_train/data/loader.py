@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ed_train.data.buckets import Size
+from ed_train.data.embeddings import EmbeddingCache
 from ed_train.data.encode import LatentCache
 from ed_train.data.files import shown
 from ed_train.data.plan import BatchPlan, plan_epoch, steps_per_epoch
@@ -35,6 +36,7 @@ class Batch:
         latents_mean: mean of the VAE's posterior, not scaled: fp32 [b, c, h, w].
         latents_std: its standard deviation, likewise.
         token_ids: int64 [b, tokens].
+        text: what `EmbeddingCache` has for them, [b, tokens, width]; None if it has not all of them.
         loss_scale: 1, or (real / size) ** 1.5 of a global batch that was filled up with repeats.
         images: the file of each sample.
         captions: the prompt of each; empty where conditional dropout took it.
@@ -43,13 +45,18 @@ class Batch:
     latents_mean: Tensor
     latents_std: Tensor
     token_ids: Tensor
+    text: Tensor | None
     loss_scale: float
     images: tuple[Path, ...]
     captions: tuple[str, ...]
 
 
 class BatchLoader:
-    """Batches in the order of `plan_epoch`."""
+    """Batches in the order of `plan_epoch`.
+
+    Attributes:
+        text: the cache that batches take embeddings from, if there is one.
+    """
 
     def __init__(
         self,
@@ -81,6 +88,7 @@ class BatchLoader:
         """
         self._items, self._buckets, self._latents, self._tokens = items, buckets, latents, tokens
         self._batch_size, self._crops, self._seed = batch_size, crops, seed
+        self.text: EmbeddingCache | None = None
         self._shuffle_tags, self._keep_tags, self._pin_memory = shuffle_tags, keep_tags, pin_memory
 
     @property
@@ -101,6 +109,11 @@ class BatchLoader:
                 content = self._latents.content(self._items[s.item].path)
                 digest.update(json.dumps([batch.bucket, batch.real, content, s.crop, s.flip, s.caption]).encode())
         return digest.hexdigest()
+
+    @property
+    def token_ids(self) -> list[Tensor]:
+        """The token ids of every caption that is known before training: those of `captions`, and of the empty one."""
+        return self._tokens.get(["", *self.captions])
 
     @property
     def captions(self) -> list[str]:
@@ -153,10 +166,14 @@ class BatchLoader:
         ]
         channels = latents[0].shape[0] // 2
         captions = tuple(sample.caption for sample in samples)
+        token_ids = self._tokens.get(captions)
+        text = self.text.get(token_ids) if self.text else None
         return Batch(
             latents_mean=self._stacked([latent[:channels] for latent in latents]),
             latents_std=self._stacked([latent[channels:] for latent in latents]),
-            token_ids=self._stacked([ids.numpy() for ids in self._tokens.get(captions)]),
+            token_ids=self._stacked([ids.numpy() for ids in token_ids]),
+            # as bytes, because numpy has no bfloat16
+            text=self._stacked([t.view(torch.uint8).numpy() for t in text]).view(text[0].dtype) if text else None,
             loss_scale=(plan.real / len(plan.samples)) ** 1.5,
             images=images,
             captions=captions,

@@ -6,10 +6,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -20,6 +22,8 @@ from ed_train.errors import ConfigError, Problem
 logger = logging.getLogger(__name__)
 
 _STALE_SECONDS = 24 * 3600
+_PACK_BYTES = 64 << 20
+_PACK_SECONDS = 120.0
 
 
 class TensorStore:
@@ -100,3 +104,25 @@ class TensorStore:
             with contextlib.suppress(FileNotFoundError):  # its owner has just finished it
                 if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                     path.unlink()
+
+
+@dataclass
+class PackWriter:
+    """Tensors that wait to be written as one pack; a crash loses only those that still wait."""
+
+    store: TensorStore
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    bytes: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def add(self, key: str, tensor: Tensor) -> None:
+        """Take a tensor, a copy of it; writes what waits if that is much, or has waited for long."""
+        self.tensors[key] = tensor.clone(memory_format=torch.contiguous_format)
+        self.bytes += tensor.nbytes
+        if self.bytes > _PACK_BYTES or time.monotonic() - self.since > _PACK_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write what waits. Raises ConfigError as `TensorStore.add` does."""
+        tensors, self.tensors, self.bytes, self.since = self.tensors, {}, 0, time.monotonic()
+        self.store.add(tensors)

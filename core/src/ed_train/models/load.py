@@ -6,31 +6,34 @@ diffusers and transformers read them with ``weights_only``.
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ed_train.errors import ConfigError, Problem
-from ed_train.models.atomic import file_sha256
+from ed_train.errors import ConfigError
+from ed_train.models.failure import load_error, one_line
+from ed_train.models.fingerprint import folder_fingerprint, part_fingerprint, text_digests, weights_in
+from ed_train.models.header import read_safetensors_header
+from ed_train.models.hub import fetch
+from ed_train.models.memo import FileMemo
 from ed_train.models.quiet import quiet_libraries
-from ed_train.models.reference import ModelReference, folder_problems, weight_file
-from ed_train.models.save import DIFFUSERS_WEIGHTS, component_config
+from ed_train.models.reference import ModelReference, weight_file
+from ed_train.models.save import DIFFUSERS_WEIGHTS, TEXT_ENCODER_WEIGHTS, component_config
 from ed_train.models.tensors import listed, non_finite
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-_HUB_CONFIGS = ["*.json", "tokenizer/*"]
-_HUB_WEIGHTS = (
-    ["*/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"],
-    ["*/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16.safetensors"],
-    ["*/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin"],
-)
-"""What to fetch from the hub, in order of preference: the same weights lie there in several forms."""
+_COPIED = {
+    "vae": ("config.json", DIFFUSERS_WEIGHTS),
+    "tokenizer": ("vocab.json", "merges.txt"),
+    "text_encoder": ("config.json", TEXT_ENCODER_WEIGHTS),
+}
+"""The files without which a part's folder is not taken over."""
 
 
 class SdModel:
@@ -45,8 +48,12 @@ class SdModel:
             the folder that it came from: that of an older checkpoint, or one that somebody needed the room of.
     """
 
-    def __init__(self, reference: ModelReference) -> None:
+    def __init__(self, reference: ModelReference, memo: FileMemo | None = None) -> None:
         """Find the model, fetching it from the hub if need be.
+
+        Args:
+            reference: where it is.
+            memo: remembers the hashes of its files from run to run; without, they are read anew.
 
         Raises:
             ConfigError: the hub cannot be reached, or what it has is not a model that can be trained.
@@ -60,6 +67,7 @@ class SdModel:
             self.folder = fetch(reference.location)
         self._from_file: dict[str, Any] = {}
         self._fingerprints: dict[str, str] = {}
+        self._memo = memo or FileMemo()
 
     def load_unet(self) -> UNet2DConditionModel:
         """The UNet. Raises ConfigError if it cannot be read, lacks weights, or has NaN or infinite ones."""
@@ -102,15 +110,50 @@ class SdModel:
     def fingerprint(self, part: str) -> str:
         """A sha256 over the configuration and weights of `part`, for the keys of caches.
 
-        Of a folder the files are read, not loaded. A single file is loaded, so ask before the part is handed over.
+        Of a folder the files are read, not loaded. A single file is loaded, so ask before the part is handed over. What
+        was once read is remembered.
         """
         if part not in self._fingerprints:
             if self.folder is not None:
-                self._fingerprints[part] = _folder_fingerprint(self.folder / part)
+                self._fingerprints[part] = folder_fingerprint(self.folder / part, self._memo)
             else:
-                self._from_file[part] = value = self._load(part)
-                self._fingerprints[part] = _part_fingerprint(value)
+                self._fingerprints[part] = self._of_single_file(part, "sha256", part_fingerprint)
         return self._fingerprints[part]
+
+    def text_digests(self) -> tuple[dict[str, str], dict[str, Any]]:
+        """What `front_digest` needs: a hash of each of the text encoder's tensors, and its configuration.
+
+        Raises:
+            ConfigError: the files cannot be read.
+        """
+        if self.folder is None:
+            found = self._of_single_file(
+                "text_encoder", "tensors", lambda m: [text_digests(m.state_dict().items()), component_config(m)]
+            )
+            return found[0], found[1]
+        folder = self.folder / "text_encoder"
+        try:
+            weights = weight_file(folder)
+            if weights is None:
+                raise load_error(f"{folder} has no weights")
+            if weights.suffix == ".bin":
+                refuse_foreign_globals(weights)
+            digests = self._memo.value(weights, "tensors", lambda: text_digests(weights_in(weights)))
+            return digests, json.loads((folder / "config.json").read_text("utf-8"))
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise load_error(f"{folder}: text_encoder cannot be read: {one_line(error)}") from error
+
+    def _of_single_file(self, part: str, kind: str, compute: Callable[[Any], Any]) -> Any:
+        """What `compute` makes of a part, which is kept until it is asked for."""
+
+        def loaded() -> Any:
+            self._from_file[part] = value = self._load(part)
+            return compute(value)
+
+        kind = f"{kind} of {part}, configured by {self.reference.model_config}"
+        return self._memo.value(self.reference.path, kind, loaded)
 
     def scaling_factor(self) -> float:
         """What VAE latents are multiplied with before noise is added, from the VAE's configuration, not its weights."""
@@ -121,13 +164,12 @@ class SdModel:
             config = vae.config
         return float(config.get("scaling_factor", 0.18215))
 
-    def copyable(self, part: Literal["vae", "tokenizer"]) -> Path | None:
+    def copyable(self, part: Literal["vae", "tokenizer", "text_encoder"]) -> Path | None:
         """The folder of `part` if a checkpoint can take its files over as they are, else None."""
         folder = self._home(part)
-        if folder is None:
+        if folder is None or any(not (folder / name).is_file() for name in _COPIED[part]):
             return None
-        needed = {"vae": ("config.json", DIFFUSERS_WEIGHTS), "tokenizer": ("vocab.json", "merges.txt")}[part]
-        return folder if all((folder / name).is_file() for name in needed) else None
+        return folder if part != "text_encoder" or _as_we_write_it(folder / TEXT_ENCODER_WEIGHTS) else None
 
     def close(self) -> None:
         """Let go of the parts of a single file that nobody asked for."""
@@ -232,60 +274,7 @@ def _checked(module: torch.nn.Module, part: str, location: str) -> torch.nn.Modu
     return module
 
 
-def fetch(hub_id: str, *, weights: bool = True) -> Path:
-    """The local copy of a hub repository; its configuration is checked before any weights are fetched.
-
-    Raises:
-        ConfigError: it cannot be reached, or is not a model that can be trained.
-    """
-    folder = _snapshot(hub_id, _HUB_CONFIGS)
-    problems = folder_problems(folder, weights=False)
-    if weights and not problems:
-        for patterns in _HUB_WEIGHTS:
-            _snapshot(hub_id, [*_HUB_CONFIGS, *patterns])
-            problems = folder_problems(folder)
-            if not problems:
-                break
-    if problems:
-        raise ConfigError([Problem("", "resume_ckpt", f"{hub_id}: {problem}") for problem in problems])
-    return folder
-
-
-def _snapshot(hub_id: str, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except Exception as error:
-        advice = "give a local diffusers folder or file, or go online once"
-        raise load_error(f"{hub_id} cannot be fetched from the hub: {one_line(error)}; {advice}") from error
-
-
-def _folder_fingerprint(path: Path) -> str:
-    files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in (".json", ".txt"))
-    weights = weight_file(path)
-    hashes = [f"{p.name} {file_sha256(p)}" for p in [*files, *([weights] if weights else [])]]
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-
-
-def _part_fingerprint(part: Any) -> str:
-    digest = hashlib.sha256()
-    if isinstance(part, torch.nn.Module):
-        digest.update(json.dumps(component_config(part), sort_keys=True).encode())
-        for name, tensor in sorted(part.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().numpy().data)
-    else:
-        digest.update(json.dumps(sorted(part.get_vocab().items())).encode())
-    return digest.hexdigest()
-
-
-def load_error(message: str) -> ConfigError:
-    """The error of a model that cannot be loaded."""
-    return ConfigError([Problem("", "resume_ckpt", message)])
-
-
-def one_line(error: BaseException) -> str:
-    """What a library says, in one line that is not too long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:297]}..."
+def _as_we_write_it(weights: Path) -> bool:
+    """Whether a text encoder's file is in the form that every reader knows: float32, names with ``text_model.``."""
+    header = read_safetensors_header(weights)
+    return all(name.startswith("text_model.") and entry["dtype"] == "F32" for name, entry in header.items())

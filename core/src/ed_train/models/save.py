@@ -54,7 +54,9 @@ def as_weights(part: torch.nn.Module | ModelWeights | Path) -> ModelWeights:
     if isinstance(part, ModelWeights):
         return part
     if isinstance(part, Path):
-        return ModelWeights(load_file(part / DIFFUSERS_WEIGHTS), json.loads((part / "config.json").read_bytes()))
+        file = part / TEXT_ENCODER_WEIGHTS
+        file = file if file.exists() else part / DIFFUSERS_WEIGHTS
+        return ModelWeights(load_file(file), json.loads((part / "config.json").read_bytes()))
     return weights_of(part)
 
 
@@ -62,7 +64,7 @@ def write_pipeline(
     folder: Path,
     *,
     unet: UNet2DConditionModel | ModelWeights,
-    text_encoder: CLIPTextModel | ModelWeights,
+    text_encoder: CLIPTextModel | ModelWeights | Path,
     vae: AutoencoderKL | Path,
     tokenizer: CLIPTokenizer | Path,
     scheduler_config: Mapping[str, Any],
@@ -75,7 +77,8 @@ def write_pipeline(
     Args:
         folder: an existing folder.
         unet: the UNet, unwrapped (no DistributedDataParallel, no torch.compile around it).
-        text_encoder: the text encoder, likewise.
+        text_encoder: the text encoder, likewise; or a component folder with float32 weights under published names,
+            which are taken over, so that it need not be in memory.
         vae: the VAE, or a component folder whose files are taken over, so that it need not be in memory.
         tokenizer: the tokenizer, or a component folder likewise.
         scheduler_config: with the ``_class_name`` of the scheduler that samplers are to use.
@@ -85,11 +88,10 @@ def write_pipeline(
         NonFiniteWeightsError: a component has NaN or infinite weights.
         OSError, SafetensorError: the disk is full or failing.
     """
-    unet_weights, text_weights = as_weights(unet), as_weights(text_encoder)
+    unet_weights = as_weights(unet)
     write_weights(folder / "unet" / DIFFUSERS_WEIGHTS, unet_weights.state, "unet")
     _write_json(folder / "unet" / "config.json", unet_weights.config)
-    write_weights(folder / "text_encoder" / TEXT_ENCODER_WEIGHTS, with_prefix(text_weights.state), "text_encoder")
-    _write_json(folder / "text_encoder" / "config.json", text_weights.config)
+    _write_text_encoder(folder / "text_encoder", text_encoder)
     if isinstance(vae, Path):
         _copy(vae, folder / "vae", ("config.json", DIFFUSERS_WEIGHTS))
     else:
@@ -101,6 +103,16 @@ def write_pipeline(
         _write_tokenizer(folder / "tokenizer", tokenizer)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config)
     _write_json(folder / "model_index.json", {**_index(scheduler_config), **(extra or {})})
+
+
+def _write_text_encoder(folder: Path, text_encoder: CLIPTextModel | ModelWeights | Path) -> None:
+    if isinstance(text_encoder, Path):
+        _copy(text_encoder, folder, (TEXT_ENCODER_WEIGHTS,))
+        _write_json(folder / "config.json", _readable(json.loads((text_encoder / "config.json").read_text("utf-8"))))
+        return
+    weights = as_weights(text_encoder)
+    write_weights(folder / TEXT_ENCODER_WEIGHTS, with_prefix(weights.state), "text_encoder")
+    _write_json(folder / "config.json", weights.config)
 
 
 def write_weights(path: Path, state: Mapping[str, torch.Tensor], component: str) -> None:
@@ -127,13 +139,19 @@ def with_prefix(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def component_config(module: Any) -> dict[str, Any]:
     """What goes into the config.json of a diffusers model or of the text encoder."""
-    config: dict[str, Any]
-    if hasattr(module, "to_json_string"):
-        config = json.loads(module.to_json_string())
-    else:
-        config = json.loads(module.config.to_json_string())
-        config.pop("dtype", None)
-        config |= {"architectures": ["CLIPTextModel"], "torch_dtype": "float32"}  # dtype's name in transformers 4
+    if not hasattr(module, "to_json_string"):
+        return _readable(json.loads(module.config.to_json_string()))
+    config: dict[str, Any] = json.loads(module.to_json_string())
+    return _without_place(config)
+
+
+def _readable(config: dict[str, Any]) -> dict[str, Any]:
+    """A text encoder's configuration as transformers 4 reads it, too: torch_dtype is its name of dtype."""
+    config.pop("dtype", None)
+    return _without_place(config | {"architectures": ["CLIPTextModel"], "torch_dtype": "float32"})
+
+
+def _without_place(config: dict[str, Any]) -> dict[str, Any]:
     config.pop("_name_or_path", None)  # where the model lay on this machine is nobody else's business
     return config
 

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ed_train.errors import ConfigError
+from ed_train.models.failure import load_error, one_line
 from ed_train.models.header import read_safetensors_header
-from ed_train.models.load import SdModel, fetch, load_error, one_line, refuse_foreign_globals
+from ed_train.models.hub import fetch
+from ed_train.models.load import SdModel, refuse_foreign_globals
 from ed_train.models.quiet import quiet_libraries
 from ed_train.models.reference import ModelReference
 

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from ed_train.api import build_optimizer
 from ed_train.config.run import TEXT_ENCODER, UNET, ComponentConfig, FreezeConfig
 from ed_train.errors import ConfigError, PluginError, Problem
+from ed_train.models.text_parts import body, reached_layers
 
 if TYPE_CHECKING:
     from ed_train.train.gradients import GradientWatch
@@ -101,13 +102,9 @@ def freeze_unused(text_encoder: torch.nn.Module, clip_skip: int) -> list[str]:
 
     Data-parallel training fails over parameters without gradients, and an optimizer would hold state for nothing.
     """
-    inner: Any = getattr(text_encoder, "text_model", text_encoder)
     unused = [module for module in (getattr(text_encoder, "text_projection", None),) if module is not None]
-    layers: Any = inner.encoder.layers
-    if clip_skip >= len(layers):
-        message = f"got {clip_skip}; expected less than {len(layers)}, the text encoder's number of layers"
-        raise ConfigError([Problem("", "clip_skip", message)])
-    unused += list(layers[len(layers) - clip_skip :])
+    layers: Any = body(text_encoder).encoder.layers
+    unused += list(layers[reached_layers(len(layers), clip_skip) :])
     ids = {id(p) for module in unused for p in module.parameters()}
     names = [n for n, p in text_encoder.named_parameters() if id(p) in ids]
     for module in unused:

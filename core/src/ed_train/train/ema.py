@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -187,11 +188,15 @@ def begin_ema(
     return ema, notes
 
 
-def averaged(weights: Mapping[str, ModelWeights], averages: Mapping[str, Tensor]) -> dict[str, ModelWeights]:
-    """The weights of components with the averages of `Ema.state_dict` in place of those that train."""
+def averaged(weights: Mapping[str, Any], averages: Mapping[str, Tensor]) -> dict[str, ModelWeights]:
+    """The weights of components with the averages of `Ema.state_dict` in place of those that train.
+
+    What of a pipeline is no `ModelWeights` does not train, and is left out.
+    """
     return {
         name: replace(component, state={n: averages.get(f"{name}.{n}", t) for n, t in component.state.items()})
         for name, component in weights.items()
+        if isinstance(component, ModelWeights)
     }
 
 

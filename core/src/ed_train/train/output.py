@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from ed_train.config.ema import EMA_RECORD, ema_folder
 from ed_train.config.record import configuration_of
 from ed_train.config.resume import EMA_FILE, STATE_FILE
-from ed_train.config.run import RunConfig
+from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
 from ed_train.data.files import reason, write_atomic
 from ed_train.errors import CheckpointError, ConfigError, EdTrainError, NonFiniteWeightsError
 from ed_train.models.atomic import clean_partials
@@ -157,11 +157,11 @@ class Output:
         if session.ema:
             states[EMA_FILE] = session.ema.state_dict()
         states = on_cpu(states) if copy else states
-        modules = {
-            "unet": session.accelerator.unwrap_model(session.unet),
-            "text_encoder": session.accelerator.unwrap_model(session.text_encoder),
+        unet = session.accelerator.unwrap_model(session.unet)
+        weights = {
+            UNET: weights_of(unet, copy=copy and UNET in session.run.components),
+            TEXT_ENCODER: session.text.weights(copy=copy and TEXT_ENCODER in session.run.components),
         }
-        weights = {n: weights_of(m, copy=copy and n in session.run.components) for n, m in modules.items()}
         return Snapshot(
             target=unused(self.writer.folder / name, self.run_id),
             pipeline={
@@ -237,19 +237,20 @@ class Output:
     @staticmethod
     def _drawn(session: Session) -> list[Sample]:
         train, model = session.run.train, session.model
-        return draw_samples(
-            session.run.samples,
-            unet=session.accelerator.unwrap_model(session.unet, keep_fp32_wrapper=True),
-            text_encoder=session.accelerator.unwrap_model(session.text_encoder, keep_fp32_wrapper=True),
-            vae=model.load_vae(),
-            tokenizer=model.load_tokenizer(),
-            scheduler_config=model.scheduler_config(zero_terminal_snr=train.enable_zero_terminal_snr),
-            device=session.accelerator.device,
-            resolution=train.resolution,
-            clip_skip=train.clip_skip,
-            captions=session.loader.captions,
-            autocast=session.accelerator.autocast,
-        )
+        with session.text.whole() as text_encoder:
+            return draw_samples(
+                session.run.samples,
+                unet=session.accelerator.unwrap_model(session.unet, keep_fp32_wrapper=True),
+                text_encoder=text_encoder,
+                vae=model.load_vae(),
+                tokenizer=model.load_tokenizer(),
+                scheduler_config=model.scheduler_config(zero_terminal_snr=train.enable_zero_terminal_snr),
+                device=session.accelerator.device,
+                resolution=train.resolution,
+                clip_skip=train.clip_skip,
+                captions=session.loader.captions,
+                autocast=session.accelerator.autocast,
+            )
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -26,6 +26,7 @@ from ed_train.train.resume import BEGINNING, Position
 from ed_train.train.session import make_accelerator
 from ed_train.train.setup import ScannedData, check_devices, count_steps, freeze_modules, scan_data
 from ed_train.train.state import OPTIMIZER_FILES
+from ed_train.train.text import cache_line, front_layers
 
 
 def preview(run: RunConfig) -> Report:
@@ -56,8 +57,9 @@ def preview(run: RunConfig) -> Report:
         notes += schedule_notes(component.config, total_steps)
     notes += [*position.notes, *_state_notes(run, components, model), *plan_ema(run, total_steps, position.step)[1]]
     return Report(
-        run, accelerator, precision, modules, components, velocity, pictures, None, total_steps, epochs, notes
-    )
+        run, accelerator, precision, modules, components, velocity, pictures, None, total_steps, epochs, notes,
+        cache_line(run, front_layers(run, modules[TEXT_ENCODER])),
+    )  # fmt: skip
 
 
 def empty_modules(run: RunConfig, model: SdModel) -> tuple[dict[str, nn.Module], list[str]]:
@@ -74,9 +76,10 @@ def empty_modules(run: RunConfig, model: SdModel) -> tuple[dict[str, nn.Module],
         ConfigError: the configuration files or a policy do not fit.
     """
     assert model.folder is not None
-    unet, text_encoder = empty_unet(model.folder), empty_text_encoder(model.folder)
-    notes = freeze_modules(run, unet, text_encoder)
-    return {UNET: unet, TEXT_ENCODER: text_encoder}, notes
+    modules: dict[str, nn.Module] = {
+        UNET: empty_unet(model.folder), TEXT_ENCODER: empty_text_encoder(model.folder)
+    }  # fmt: skip
+    return modules, freeze_modules(run, modules)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import nn
 
 from ed_train import __version__
 from ed_train.config.describe import show
+from ed_train.config.run import TEXT_ENCODER, UNET
 from ed_train.train.components import TrainedComponent, component_label, decay_and_warmup_steps
 from ed_train.train.metrics import print_line
 from ed_train.train.validation_data import ScannedSet, notes_on_size, validation_lines
@@ -52,10 +53,11 @@ class Report:
     """The lines that frame a run.
 
     Attributes:
-        modules: the UNet and the text encoder by name, frozen as the run freezes them.
+        modules: the UNet and, if it is in memory, the text encoder, frozen as the run freezes them.
         components: those of them that train.
         velocity: whether the model predicts v and not the noise.
         output: the run's folder; None where this process writes nothing.
+        text_cache: what is cached of the text encoder; empty if nothing can be.
     """
 
     run: RunConfig
@@ -69,6 +71,7 @@ class Report:
     total_steps: int
     epochs: int
     notes: list[str]
+    text_cache: str = ""
     started: float = field(default_factory=time.monotonic)
 
     def show_start(self) -> None:
@@ -99,7 +102,7 @@ class Report:
     @property
     def not_trained(self) -> list[str]:
         """The components that stay as they are."""
-        return [name for name in self.modules if name not in self.run.components]
+        return [name for name in (UNET, TEXT_ENCODER) if name not in self.run.components]
 
     @property
     def remarks(self) -> list[str]:
@@ -147,6 +150,8 @@ class Report:
             yield _schedule_line(component.config, self.total_steps)
         for name in self.not_trained:
             yield f"{component_label(name)}: does not train"
+        if self.text_cache:
+            yield self.text_cache
         yield self.steps_line()
         if self.output:
             yield f"run folder: {self.output.folder}"

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
 from ed_train.errors import EdTrainError
-from ed_train.models.text import text_embeddings
 from ed_train.train.noise import Diffusion
 from ed_train.train.precision import SCALER_SETTINGS, resolve_precision
 from ed_train.train.signals import Interrupted, StopSignals
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from ed_train.train.metrics import Metrics
     from ed_train.train.output import Output
     from ed_train.train.step import StepResult
+    from ed_train.train.text import TextConditioning
     from ed_train.train.validation import Validator
 
 
@@ -44,7 +44,7 @@ class Session:
         accelerator: device, precision and processes.
         model: the source of the weights and of the parts that do not train.
         unet: called in the forward pass; wrapped for several processes if it trains.
-        text_encoder: the same.
+        text: the text encoder, or what a cache has in its place.
         components: what trains, each with its optimizer.
         diffusion: noise and loss.
         loader: the batches.
@@ -70,7 +70,7 @@ class Session:
     accelerator: Accelerator
     model: SdModel
     unet: nn.Module
-    text_encoder: nn.Module
+    text: TextConditioning
     components: list[TrainedComponent]
     diffusion: Diffusion
     loader: BatchLoader
@@ -134,19 +134,17 @@ class Session:
     @property
     def trained_modules(self) -> list[nn.Module]:
         """The modules as the forward pass calls them, wrappers included, of the components that train."""
-        by_name = {UNET: self.unet, TEXT_ENCODER: self.text_encoder}
-        return [by_name[c.name] for c in self.components]
+        by_name = {UNET: self.unet, TEXT_ENCODER: self.text.last}
+        return [module for c in self.components if (module := by_name[c.name])]
 
-    def encode_text(self, token_ids: Tensor) -> Tensor:
-        """Text embeddings, [batch, tokens, width]; without a graph where the text encoder does not train."""
-        if TEXT_ENCODER in self.run.components:
-            if not torch.is_grad_enabled():  # there is nothing to exchange with other processes
-                return text_embeddings(
-                    self.accelerator.unwrap_model(self.text_encoder), token_ids, self.run.train.clip_skip
-                )
-            return text_embeddings(self.text_encoder, token_ids, self.run.train.clip_skip)
-        with torch.no_grad(), self.accelerator.autocast():
-            return text_embeddings(self.text_encoder, token_ids, self.run.train.clip_skip).float()
+    @property
+    def text_encoder(self) -> nn.Module | None:
+        """The whole text encoder, never a wrapper around it; None where embeddings from a cache take its place."""
+        return self.text.module
+
+    def encode_text(self, token_ids: Tensor, cached: Tensor | None = None) -> Tensor:
+        """Text embeddings, [batch, tokens, width], on the device; see `TextConditioning.embeddings`."""
+        return self.text.embeddings(token_ids, cached)
 
     def mean_over_processes(self, value: Tensor) -> Tensor:
         """The mean of a scalar that every process has one of."""

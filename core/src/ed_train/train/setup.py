@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from ed_train.data.scan import ImageItem, Skipped, scan_dataset
 from ed_train.data.tokens import TokenCache
 from ed_train.errors import ConfigError, Problem
 from ed_train.models.load import SdModel
+from ed_train.models.memo import FileMemo
 from ed_train.train.components import build_component, freeze, freeze_unused, schedule_notes
 from ed_train.train.ema import begin_ema
 from ed_train.train.gradients import steps_unread, watch_gradients
@@ -31,6 +33,7 @@ from ed_train.train.resume import BEGINNING, Position, find_position, restore_op
 from ed_train.train.session import Session, make_accelerator
 from ed_train.train.signals import StopSignals
 from ed_train.train.state import restore_training_state
+from ed_train.train.text import cache_line, needs_text_encoder, prepare_text
 from ed_train.train.validation import Validator
 from ed_train.train.validation_data import ScannedSet, ValidationPictures, notes_on_leaks, scan_validation
 
@@ -45,6 +48,12 @@ class PreparedData:
     loader: BatchLoader
     pictures: Pictures
     validator: Validator | None
+
+    @property
+    def token_ids(self) -> list[Tensor]:
+        """Those of every caption that is known before training, to train and to validate with."""
+        sets = self.validator.sets if self.validator else ()
+        return [*self.loader.token_ids, *(ids for one in sets for ids in one.token_ids)]
 
 
 @dataclass(frozen=True)
@@ -77,20 +86,24 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     accelerator, precision = make_accelerator(run)
     notes = check_devices(run, accelerator.device)
     set_seed(run.train.seed)
-    model = SdModel(run.model)
+    model = SdModel(run.model, FileMemo(Path(run.train.cache_dir or "") / "models.json"))
     data = prepare_data(run, model, accelerator)
-    unet, text_encoder = model.load_unet(), model.load_text_encoder()
+    modules: dict[str, nn.Module] = {UNET: model.load_unet()}
+    if needs_text_encoder(run):
+        modules[TEXT_ENCODER] = model.load_text_encoder()
     diffusion = Diffusion(
         model.load_noise_scheduler(zero_terminal_snr=run.train.enable_zero_terminal_snr),
         model.scaling_factor(),
         run.train,
         accelerator.device,
     )
-    notes += freeze_modules(run, unet, text_encoder)
+    notes += freeze_modules(run, modules)
     position = find_position(run, data.loader)
     total_steps, epochs = count_steps(run.train, data.pictures.batches, position)
-    modules: dict[str, nn.Module] = {UNET: unet, TEXT_ENCODER: text_encoder}
-    wrapped = _placed(modules, run, accelerator)
+    unet = _placed(modules, run, accelerator)
+    text = prepare_text(run, model, accelerator, precision, modules.get(TEXT_ENCODER), data.token_ids)
+    data.loader.text = text.cache
+    model.close()
     components = [build_component(config, modules[name], total_steps) for name, config in run.components.items()]
     for component in components:
         notes += schedule_notes(component.config, total_steps)
@@ -105,12 +118,12 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
         write_record(output.folder, run, accelerator, precision, position.step)
     report = Report(
         run, accelerator, precision, modules, components, diffusion.velocity, data.pictures, output, total_steps,
-        epochs, notes,
+        epochs, notes, cache_line(run, text.layers),
     )  # fmt: skip
     report.show_start()
     metrics = Metrics(output.folder if output else None, epochs, total_steps, run.train, position.step, position.epoch)
     session = Session(
-        run, accelerator, model, wrapped[UNET], wrapped[TEXT_ENCODER], components, diffusion, data.loader, output,
+        run, accelerator, model, unet, text, components, diffusion, data.loader, output,
         metrics, total_steps, epochs, signals or StopSignals(), batch_number=position.batch_number,
         epoch=position.epoch, batches_done=position.batches_done, step=position.step, first_step=position.step,
         ema=ema, validator=data.validator, unread=steps_unread(components, accelerator.device),
@@ -205,17 +218,21 @@ def _encoder(vae: Any, device: torch.device) -> Any:
     return encode
 
 
-def freeze_modules(run: RunConfig, unet: nn.Module, text_encoder: nn.Module) -> list[str]:
+def freeze_modules(run: RunConfig, modules: Mapping[str, nn.Module]) -> list[str]:
     """Freeze what does not train: whole components, what the policies choose, what the loss never reaches.
+
+    Args:
+        run: says what trains.
+        modules: the UNet, and the text encoder unless it is not in memory.
 
     Returns:
         Lines about policies that change nothing.
     """
     notes = []
-    unused = freeze_unused(text_encoder, run.train.clip_skip)
+    unused = freeze_unused(modules[TEXT_ENCODER], run.train.clip_skip) if TEXT_ENCODER in modules else []
     if unused and TEXT_ENCODER in run.components:
         notes.append(f"{len(unused)} tensors of the text encoder are not reached by the loss and stay as they are")
-    for name, module in ((UNET, unet), (TEXT_ENCODER, text_encoder)):
+    for name, module in modules.items():
         if name in run.components:
             freeze(name, module, run.freezing)
         else:
@@ -228,18 +245,19 @@ def freeze_modules(run: RunConfig, unet: nn.Module, text_encoder: nn.Module) -> 
     return notes
 
 
-def _placed(modules: dict[str, nn.Module], run: RunConfig, accelerator: Accelerator) -> dict[str, nn.Module]:
-    """The modules on the device, those that train wrapped for autocast and for several processes."""
+def _placed(modules: Mapping[str, nn.Module], run: RunConfig, accelerator: Accelerator) -> nn.Module:
+    """Put the modules on the device; returns the UNet, wrapped for autocast and for several processes if it trains."""
+    unet, text_encoder = modules[UNET], modules.get(TEXT_ENCODER)
     if run.train.gradient_checkpointing:
-        unet, text_encoder = modules[UNET], modules[TEXT_ENCODER]
         unet.enable_gradient_checkpointing()  # type: ignore[operator]
-        # transformers 5 renamed it
-        enable = getattr(text_encoder, "activation_checkpointing_enable", None)
-        (enable or text_encoder.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
-    return {
-        name: accelerator.prepare_model(module) if name in run.components else module.to(accelerator.device)
-        for name, module in modules.items()
-    }
+        if text_encoder is not None:
+            # transformers 5 renamed it
+            enable = getattr(text_encoder, "activation_checkpointing_enable", None)
+            (enable or text_encoder.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
+    if text_encoder is not None:
+        text_encoder.to(accelerator.device)
+    wrapped: nn.Module = accelerator.prepare_model(unet) if UNET in run.components else unet.to(accelerator.device)
+    return wrapped
 
 
 def check_devices(run: RunConfig, device: torch.device) -> list[str]:
