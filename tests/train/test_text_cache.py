@@ -148,18 +148,27 @@ def test_a_warm_start_loads_neither_vae_nor_text_encoder_and_decodes_nothing(
 def test_samples_and_checkpoints_have_the_text_encoder_that_is_not_in_memory(run_cli, micro_model, tmp_path) -> None:
     prompts = {"samples": [{"prompt": "a cat", "size": [64, 64]}], "num_inference_steps": 2}
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    found = []
+    found: list[dict[str, bytes]] = []
+    files: list[list[Path]] = []
     for cached in (True, False):
         name = f"cached-{cached}"
         given = {**UNET_ALONE, "cache_text_embeddings": cached, "run_name": name, "max_steps": 2}
-        given |= {"sample_prompts": tmp_path / "prompts.json", "sample_steps": 1, "ema_decay_rate": 0.9}
+        given |= {
+            "sample_prompts": tmp_path / "prompts.json",
+            "sample_steps": 1,
+            "ema_decay_rate": 0.9,
+            "save_single_file": True,
+        }
         assert run_cli(**given) == 0
         folder = tmp_path / "logs" / name
         found.append({path.name: path.read_bytes() for path in (folder / "samples").iterdir()})
-        checkpoints = list((folder / "ckpts").iterdir())
+        checkpoints = [path for path in (folder / "ckpts").iterdir() if path.is_dir()]
+        files.append(sorted((folder / "ckpts").glob("*.safetensors")))
         assert len(checkpoints) == 2  # with its average
         for checkpoint in checkpoints:
             weights = "text_encoder/model.safetensors"
             assert_equal_weights(micro_model / weights, checkpoint / weights)
     assert found[0] == found[1]
     assert len(found[0]) > 2
+    for one, other in zip(*files, strict=True):
+        assert_equal_weights(one, other)
