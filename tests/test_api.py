@@ -40,7 +40,8 @@ def test_the_result_is_the_librarys_optimizer_itself(model) -> None:
     from prodigyopt import Prodigy
 
     assert type(create_optimizer("adamw", model.parameters())) is torch.optim.AdamW
-    assert type(create_optimizer("prodigy", model.parameters())) is Prodigy
+    assert isinstance(create_optimizer("prodigy", model.parameters()), Prodigy)
+    assert type(create_optimizer("prodigy", model.parameters(), implementation="reference")) is Prodigy
 
 
 def test_the_familys_defaults_and_the_given_options(model) -> None:

@@ -149,11 +149,11 @@ EVERYTHING = {
     "prodigy": {
         "lr": 0.5, "betas": [0.8, 0.9], "beta3": 0.7, "epsilon": 1e-7, "weight_decay": 0.3, "decouple": False,
         "use_bias_correction": False, "safeguard_warmup": False, "d0": 1e-5, "d_coef": 2.0, "growth_rate": 1.5,
-        "slice_p": 11,
+        "slice_p": 11, "implementation": "reference",
     },
     "dadapt_adam": {
         "lr": 0.5, "betas": [0.8, 0.9], "epsilon": 1e-7, "weight_decay": 0.3, "decouple": False,
-        "use_bias_correction": True, "d0": 1e-5, "growth_rate": 1.5,
+        "use_bias_correction": True, "d0": 1e-5, "growth_rate": 1.5, "implementation": "reference",
     },
     "dadapt_adan": {
         "lr": 0.5, "betas": [0.8, 0.9, 0.7], "epsilon": 1e-7, "weight_decay": 0.3, "no_prox": True, "d0": 1e-5,

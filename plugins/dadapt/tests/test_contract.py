@@ -34,3 +34,10 @@ class TestDAdaptSGD(OptimizerContract):
     name = "dadapt_sgd"
     options = {"d0": 0.1, "growth_rate": 1.02}  # without a limit the estimate outgrows the toy task and diverges
     loss_factor = 0.5
+
+
+class TestDAdaptAdamOfTheLibrary(OptimizerContract):
+    name = "dadapt_adam"
+    options = {"d0": 0.01, "weight_decay": 0.01, "implementation": "reference"}
+    steps = 60
+    loss_factor = 0.5

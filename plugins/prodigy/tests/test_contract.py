@@ -13,3 +13,9 @@ class TestProdigyWithOtherOptions(OptimizerContract):
     name = "prodigy"
     options = {"d0": 1e-3, "slice_p": 3, "growth_rate": 1.5, "weight_decay": 0.01, "decouple": False}
     loss_factor = 0.6
+
+
+class TestProdigyOfTheLibrary(OptimizerContract):
+    name = "prodigy"
+    options = {"d0": 1e-3, "implementation": "reference"}
+    loss_factor = 0.6

@@ -49,6 +49,7 @@ def test_defaults():
     assert ProdigyConfig() == ProdigyConfig(
         lr=1.0, betas=(0.9, 0.999), beta3=None, epsilon=1e-8, weight_decay=0.0, decouple=True, use_bias_correction=True,
         safeguard_warmup=True, d0=1e-6, d_coef=1.0, growth_rate=None, slice_p=1,
+        implementation="fast",
     )  # fmt: skip
     (group,) = create_optimizer("prodigy", layer().parameters()).param_groups
     expected = {
@@ -62,12 +63,12 @@ def test_defaults():
 @pytest.mark.parametrize(("option", "argument", "value"), OPTIONS)
 def test_option_reaches_prodigyopt(option, argument, value):
     optimizer = create_optimizer("prodigy", layer().parameters(), **{option: value})
-    assert type(optimizer) is Prodigy
+    assert isinstance(optimizer, Prodigy)
     assert optimizer.param_groups[0][argument] == value
 
 
 def test_every_option_is_tested():
-    assert {option for option, _, _ in OPTIONS} == set(option_names(ProdigyConfig))
+    assert {option for option, _, _ in OPTIONS} | {"implementation"} == set(option_names(ProdigyConfig))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ For plugins that bring a faster step than their library's, whose class stays the
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -54,13 +55,14 @@ class Trace:
         return max(abs(a - b) / abs(a) for a, b in pairs)
 
 
-def on_recorded_gradients(create: Create, steps: int, scale: float = 1e-2, **tensors: Any) -> Trace:
+def on_recorded_gradients(create: Create, steps: int, fade: float = 10, **tensors: Any) -> Trace:
     """Steps over gradients that do not depend on the parameters, so that rounding is not fed back.
 
     Args:
         create: makes the optimizer over a list of parameters.
         steps: how many.
-        scale: of the gradients, which are noise over a direction that stays.
+        fade: the gradients are noise over a direction that is weaker by a factor of e after so many steps: an estimate
+            of the step size grows without end where it stays, and not at all where there is none.
         **tensors: dtype and memory format of the parameters, as for `torch.Tensor.to`.
     """
     generator = torch.Generator().manual_seed(0)
@@ -68,10 +70,10 @@ def on_recorded_gradients(create: Create, steps: int, scale: float = 1e-2, **ten
     directions = [torch.randn(shape, generator=generator) for shape in SHAPES]
     optimizer = create(parameters)
     trace = Trace([p.detach().clone() for p in parameters])
-    for _ in range(steps):
+    for step in range(steps):
         for parameter, direction in zip(parameters, directions, strict=True):
-            noise = torch.randn(direction.shape, generator=generator)
-            parameter.grad = torch.empty_like(parameter).copy_(scale * (noise + direction))
+            gradient = torch.randn(direction.shape, generator=generator) + direction * math.exp(-step / fade)
+            parameter.grad = torch.empty_like(parameter).copy_(1e-2 * gradient)
         optimizer.step()
         _record(trace, optimizer)
     trace.end = [p.detach().clone() for p in parameters]

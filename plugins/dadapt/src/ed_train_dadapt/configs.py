@@ -7,7 +7,7 @@ optimizers is declared as shardable.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ed_train import Bounds, Fraction, Help, NonNegative, Positive
 
@@ -36,6 +36,10 @@ class DAdaptAdamConfig:
     use_bias_correction: Annotated[bool, Help("Adam's bias correction: smaller first steps")] = False
     d0: D0 = 1e-6
     growth_rate: GrowthRate = None
+    implementation: Annotated[
+        Literal["fast", "reference"],
+        Help("fast: the same step in fewer passes over the memory; reference: dadaptation's own"),
+    ] = "fast"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ed_train import Bounds, Fraction, Help, NonNegative, OptimizerSpec, Positive, hookimpl
 from ed_train.specs import Params, TrainingPlan
@@ -45,14 +45,24 @@ class ProdigyConfig:
     slice_p: Annotated[
         int, Bounds(ge=1), Help("estimate from every p-th element only; about 11 saves memory at little cost")
     ] = 1
+    implementation: Annotated[
+        Literal["fast", "reference"],
+        Help("fast: the same step in fewer passes over the memory; reference: prodigyopt's own"),
+    ] = "fast"
 
 
 def build(params: Params, config: ProdigyConfig) -> torch.optim.Optimizer:
-    """Build a `prodigyopt.Prodigy`."""
+    """Build a `prodigyopt.Prodigy`, or ours with a faster step."""
+    from ed_train.pieces import fast_fits
     from prodigyopt import Prodigy
 
+    kind = Prodigy
+    if config.implementation == "fast" and fast_fits("prodigy", params, ["fsdp_in_use"]):
+        from ed_train_prodigy.fast import FastProdigy
+
+        kind = FastProdigy
     with contextlib.redirect_stdout(io.StringIO()):  # it prints that it decays weights
-        optimizer: torch.optim.Optimizer = Prodigy(
+        optimizer: torch.optim.Optimizer = kind(
             params,
             lr=config.lr,
             betas=config.betas,
