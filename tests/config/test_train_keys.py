@@ -85,6 +85,7 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "resume_changed": (True, False),
     "save_single_file": (True, False),
     "cache_text_embeddings": (True, False),
+    "cache_max_gb": (10.0, 0.5),
     "save_full_precision": (True, False),
     "no_save_ckpt": (True, False),
     "no_prepend_last": (True, False),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 LISTING = {"--list-optimizers", "--json"}
-WITHOUT_RUN = {"list_optimizers", "describe_optimizer", "schema", "new_plugin", "export"}
+WITHOUT_RUN = {"list_optimizers", "describe_optimizer", "schema", "new_plugin", "export", "clear_cache"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,6 +75,11 @@ def _run_command(arguments: Arguments) -> int:
         from ed_train.commands.new_plugin import new_plugin
 
         new_plugin(*arguments.operands)
+        return OK
+    if arguments.command == "clear_cache":
+        from ed_train.commands.clear_cache import clear_cache
+
+        clear_cache(arguments)
         return OK
     if arguments.command == "export":
         from ed_train.commands.export import export_command

@@ -34,6 +34,7 @@ COMMANDS = (
     ("--list-optimizers", None, 0, "show the installed optimizers, and what cannot be used and why"),
     ("--describe-optimizer", "NAME", None, "show an optimizer's options, recommended settings and memory"),
     ("--export", ("FOLDER", "FILE"), "+", "write a checkpoint or diffusers folder as one .safetensors file"),
+    ("--clear-cache", "DAYS", "?", "remove what is cached in cache_dir, or what no run has used for DAYS days"),
     ("--schema", "KIND", None, "print the JSON Schema of optimizer.json or train.json; KIND: optimizer or train"),
     ("--new-plugin", ("NAME", "DIR"), "+", "write a working plugin of your own into DIR (default: ed-train-NAME)"),
 )

@@ -54,8 +54,7 @@ def _lines(report: Report) -> Iterator[str]:
     for name in report.not_trained:
         key = _switch(name)
         yield f"{component_label(name)}: does not train  ({key}: {run.sources[key]})"
-    if report.text_cache:
-        yield report.text_cache
+    yield from report.caches
     given = {key: source for key, source in run.sources.items() if source != DEFAULT}
     yield "settings:"
     yield from _table((key, getattr(run.train, key), source) for key, source in given.items())

@@ -102,6 +102,25 @@ def load_config(
     return replace(run, notes=(*run.notes, *changes_since(run, start.resume))) if start.resume else run
 
 
+def load_cache_dir(flags: Mapping[str, str], config_file: str | None) -> Path:
+    """The cache folder that a run with these settings has; whatever else they say is not looked at.
+
+    Raises:
+        ConfigError: the file cannot be read, or names a folder wrongly.
+    """
+    problems: list[Problem] = []
+    document, _ = _read_settings(flags, Path(config_file) if config_file else None, problems)
+    given = {key: value for key, value in _given_values(flags, document).items() if key in ("cache_dir", "logdir")}
+    train, found, _ = _train_config(given)
+    if problems or found:
+        raise ConfigError([*problems, *found])
+    return Path(_cache_dir(train))
+
+
+def _cache_dir(train: TrainConfig) -> str:
+    return os.path.abspath(os.path.expanduser(train.cache_dir or os.path.join(train.logdir, "cache")))
+
+
 def _with_seed(train: TrainConfig, start: Start, notes: list[str]) -> TrainConfig:
     """The settings with a seed: where it is -1, that of the run that goes on, or a new one."""
     if train.seed != -1:
@@ -266,10 +285,7 @@ def _resolved_paths(
             problem("data_root", message)
     elif not data_root.is_dir():
         problem("data_root", f"got {show(train.data_root)}; expected a folder, but {data_root} is none")
-    outputs: dict[str, Any] = {
-        "logdir": train.logdir,
-        "cache_dir": train.cache_dir or os.path.join(train.logdir, "cache"),
-    }
+    outputs: dict[str, Any] = {"logdir": train.logdir, "cache_dir": _cache_dir(train)}
     if train.save_ckpt_dir:
         outputs["save_ckpt_dir"] = train.save_ckpt_dir
     for key, value in outputs.items():

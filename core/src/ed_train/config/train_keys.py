@@ -68,6 +68,9 @@ class TrainConfig:
     cache_dir: Annotated[
         str | None, Help("folder of cached latents, token ids and text embeddings; default: LOGDIR/cache")
     ] = None
+    cache_max_gb: Annotated[
+        Positive | None, Help("remove what was not used for longest from a cache_dir that is larger; null: no limit")
+    ] = None
     cache_text_embeddings: Annotated[
         bool,
         Help("run what is frozen of the text encoder once per caption; false: in every step, with the same result"),
@@ -186,6 +189,7 @@ class TrainConfig:
 OWN_KEYS = (
     "model_config", "crops_per_image", "cache_dir", "max_steps", "mixed_precision", "required_plugins", "resume",
     "resume_changed", "keep_last_n_ckpts", "save_single_file", "cache_text_embeddings",
+    "cache_max_gb",
 )  # fmt: skip
 """Keys that EveryDream 2 does not have."""
 

@@ -35,17 +35,13 @@ class EmbeddingCache:
         Raises:
             ConfigError: the folder cannot be used.
         """
-        self._store = TensorStore(folder)
+        self.store = TensorStore(folder)
         self._key, self._rows, self._progress = key.encode(), rows, progress
 
-    def refresh(self) -> None:
-        """Take in what other processes have added."""
-        self._store.refresh()
-
     def missing(self, token_ids: Iterable[Tensor]) -> list[Tensor]:
-        """Return those of the captions that have no entry, each once."""
-        self.refresh()
-        return list({key: ids for ids in token_ids if (key := self._name(ids)) not in self._store}.values())
+        """Return those of the captions that have no entry, each once; takes in what other processes have added."""
+        self.store.refresh()
+        return list({key: ids for ids in token_ids if (key := self._name(ids)) not in self.store}.values())
 
     def build(self, token_ids: Iterable[Tensor], encode: EncodeText, *, rank: int = 0, world: int = 1) -> None:
         """Encode what is missing. May be interrupted: what is done is kept.
@@ -62,7 +58,7 @@ class EmbeddingCache:
             ConfigError: the cache folder cannot be written to.
         """
         work = self.missing(token_ids)[rank::world]
-        writer = PackWriter(self._store)
+        writer = PackWriter(self.store)
         try:
             with tqdm(total=len(work), desc="encoding captions", unit="caption", disable=not self._progress) as bar:
                 for start in range(0, len(work), self._rows):
@@ -77,7 +73,7 @@ class EmbeddingCache:
     def get(self, token_ids: Sequence[Tensor]) -> list[Tensor] | None:
         """Return the entry of each caption, [tokens, width], read only; None if any is missing."""
         names = [self._name(ids) for ids in token_ids]
-        return [self._store.get(name) for name in names] if all(name in self._store for name in names) else None
+        return [self.store.get(name) for name in names] if all(name in self.store for name in names) else None
 
     def _name(self, token_ids: Tensor) -> str:
         return hashlib.sha256(self._key + token_ids.numpy().tobytes()).hexdigest()

@@ -68,7 +68,7 @@ class LatentCache:
         Raises:
             ConfigError: the folder cannot be used.
         """
-        self._store = TensorStore(folder)
+        self.store = TensorStore(folder)
         self._hashes = ImageHashes(folder / "images.json")
         self._items = items
         self._bucket = {item.path: bucket for item, bucket in zip(items, buckets, strict=True)}
@@ -87,7 +87,7 @@ class LatentCache:
         Raises:
             KeyError: it has not been built.
         """
-        return self._store.get(self._key(path, crop, flip))
+        return self.store.get(self._key(path, crop, flip))
 
     def content(self, path: Path) -> str:
         """The hash of a picture's file."""
@@ -95,7 +95,7 @@ class LatentCache:
 
     def missing(self) -> list[ImageItem]:
         """Return the images of which something has to be encoded. Unless files have changed, none of them is read."""
-        self._store.refresh()
+        self.store.refresh()
         self._hash_contents()
         return [item for item in self._items if item.path not in self._failed and any(self._missing_entries(item))]
 
@@ -131,7 +131,7 @@ class LatentCache:
         """
         mine = {item.path for item in self._items[rank::world]}
         work = sorted((item for item in self.missing() if item.path in mine), key=lambda i: self._bucket[i.path])
-        pending = PackWriter(self._store)
+        pending = PackWriter(self.store)
         try:
             with (
                 tqdm(total=len(work), desc="encoding images", unit="image", disable=not self._progress) as bar,
@@ -198,7 +198,7 @@ class LatentCache:
         if item.multiply > 0:
             for crop in range(self._crops):
                 for flip in (False, True) if item.flip_p > 0 else (False,):
-                    if self._key(item.path, crop, flip) not in self._store:
+                    if self._key(item.path, crop, flip) not in self.store:
                         yield crop, flip
 
     def _key(self, path: Path, crop: int, flip: bool) -> str:

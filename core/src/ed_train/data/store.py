@@ -31,6 +31,9 @@ class TensorStore:
 
     A pack appears under its name only when it is complete and on disk. One that is damaged all the same is left out
     with a warning, and what it held counts as missing.
+
+    Attributes:
+        used: the packs of the entries that were asked for or added.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,9 +43,9 @@ class TensorStore:
             ConfigError: it cannot be made or read.
         """
         self._folder = folder
-        self._packs: dict[str, Any] = {}  # by key, the open pack that holds it
+        self._packs: dict[str, tuple[Path, Any]] = {}  # by key, the open pack that holds it
         self._known: set[str] = set()
-        self.size_bytes = 0
+        self.used: set[Path] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._remove_stale()
@@ -52,7 +55,10 @@ class TensorStore:
             raise ConfigError([Problem(shown(folder), "", message)]) from error
 
     def __contains__(self, key: str) -> bool:
-        return key in self._packs
+        if key not in self._packs:
+            return False
+        self.used.add(self._packs[key][0])
+        return True
 
     def get(self, key: str) -> Tensor:
         """Return a tensor that maps the file: read it, never write to it.
@@ -60,7 +66,7 @@ class TensorStore:
         Raises:
             KeyError: there is none.
         """
-        tensor: Tensor = self._packs[key].get_tensor(key)
+        tensor: Tensor = self._packs[key][1].get_tensor(key)
         return tensor
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
@@ -78,10 +84,14 @@ class TensorStore:
             message = f"the cache cannot be written: {reason(error)}; free some space or choose another folder"
             raise ConfigError([Problem(shown(self._folder), "", message)]) from error
         self._open(path)
+        self.used.add(path)
 
     def refresh(self) -> None:
         """Take in the packs that other processes have added."""
-        found = ((path.stat().st_mtime_ns, path) for path in self._folder.glob("*.safetensors"))
+        found = []
+        for path in self._folder.glob("*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path.stat().st_mtime_ns, path))
         for _, path in sorted(found):  # the oldest of two packs with one key keeps it, so that values never change
             if path.name not in self._known:
                 self._open(path)
@@ -91,12 +101,13 @@ class TensorStore:
         try:
             pack: Any = safe_open(path, framework="pt")
             keys = pack.keys()
+        except FileNotFoundError:  # another process has just cleared it away
+            return
         except (SafetensorError, OSError) as error:
             logger.warning("%s: damaged, its entries are made again: %s", shown(path), reason(error))
             return
-        self.size_bytes += path.stat().st_size
         for key in keys:
-            self._packs.setdefault(key, pack)
+            self._packs.setdefault(key, (path, pack))
 
     def _remove_stale(self) -> None:
         """Delete what a process that was killed left half written; younger files may still be in the making."""

@@ -33,7 +33,7 @@ class TokenCache:
         Raises:
             ConfigError: the folder cannot be used.
         """
-        self._store = TensorStore(folder)
+        self.store = TensorStore(folder)
         self._tokenizer = copy.deepcopy(tokenizer)
         self._fingerprint = fingerprint
         self._memory: dict[str, Tensor] = {}
@@ -44,14 +44,14 @@ class TokenCache:
         Raises:
             ConfigError: the folder cannot be written to.
         """
-        texts = {key: text for text in captions if (key := self._key(text)) not in self._store}
+        texts = {key: text for text in captions if (key := self._key(text)) not in self.store}
         keys = list(texts)
         tensors: dict[str, Tensor] = {}
         for start in range(0, len(keys), _PER_CALL):
             part = keys[start : start + _PER_CALL]
             rows = self._tokenize([texts[key] for key in part])
             tensors.update(zip(part, (row.clone() for row in rows), strict=True))
-        self._store.add(tensors)
+        self.store.add(tensors)
 
     def get(self, captions: Sequence[str]) -> list[Tensor]:
         """Return the token ids of each caption, int64 [model_max_length], padded or cut to that length; read only."""
@@ -61,8 +61,8 @@ class TokenCache:
         for caption in captions:
             if caption not in self._memory:
                 key = self._key(caption)
-                if key in self._store:
-                    self._memory[caption] = self._store.get(key)
+                if key in self.store:
+                    self._memory[caption] = self.store.get(key)
                 else:
                     unknown.append(caption)
         if unknown:  # in one call, because most of its time does not depend on how many they are

@@ -26,7 +26,7 @@ from ed_train.train.resume import BEGINNING, Position
 from ed_train.train.session import make_accelerator
 from ed_train.train.setup import ScannedData, check_devices, count_steps, freeze_modules, scan_data
 from ed_train.train.state import OPTIMIZER_FILES
-from ed_train.train.text import cache_line, front_layers
+from ed_train.train.text import cache_lines, front_layers
 
 
 def preview(run: RunConfig) -> Report:
@@ -58,7 +58,7 @@ def preview(run: RunConfig) -> Report:
     notes += [*position.notes, *_state_notes(run, components, model), *plan_ema(run, total_steps, position.step)[1]]
     return Report(
         run, accelerator, precision, modules, components, velocity, pictures, None, total_steps, epochs, notes,
-        cache_line(run, front_layers(run, modules[TEXT_ENCODER])),
+        cache_lines(run, front_layers(run, modules[TEXT_ENCODER])),
     )  # fmt: skip
 
 

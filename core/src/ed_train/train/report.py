@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,7 @@ class Report:
         components: those of them that train.
         velocity: whether the model predicts v and not the noise.
         output: the run's folder; None where this process writes nothing.
-        text_cache: what is cached of the text encoder; empty if nothing can be.
+        caches: lines about what is cached.
     """
 
     run: RunConfig
@@ -71,7 +71,7 @@ class Report:
     total_steps: int
     epochs: int
     notes: list[str]
-    text_cache: str = ""
+    caches: Sequence[str] = ()
     started: float = field(default_factory=time.monotonic)
 
     def show_start(self) -> None:
@@ -150,8 +150,7 @@ class Report:
             yield _schedule_line(component.config, self.total_steps)
         for name in self.not_trained:
             yield f"{component_label(name)}: does not train"
-        if self.text_cache:
-            yield self.text_cache
+        yield from self.caches
         yield self.steps_line()
         if self.output:
             yield f"run folder: {self.output.folder}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,11 @@ from ed_train.config.ema import uses_ema
 from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
 from ed_train.config.train_keys import TrainConfig
 from ed_train.data.buckets import Size, assign_buckets
+from ed_train.data.cache_folder import keep_within
 from ed_train.data.encode import LatentCache
 from ed_train.data.loader import BatchLoader
 from ed_train.data.scan import ImageItem, Skipped, scan_dataset
+from ed_train.data.store import TensorStore
 from ed_train.data.tokens import TokenCache
 from ed_train.errors import ConfigError, Problem
 from ed_train.models.load import SdModel
@@ -33,7 +35,7 @@ from ed_train.train.resume import BEGINNING, Position, find_position, restore_op
 from ed_train.train.session import Session, make_accelerator
 from ed_train.train.signals import StopSignals
 from ed_train.train.state import restore_training_state
-from ed_train.train.text import cache_line, needs_text_encoder, prepare_text
+from ed_train.train.text import cache_lines, needs_text_encoder, prepare_text
 from ed_train.train.validation import Validator
 from ed_train.train.validation_data import ScannedSet, ValidationPictures, notes_on_leaks, scan_validation
 
@@ -48,6 +50,7 @@ class PreparedData:
     loader: BatchLoader
     pictures: Pictures
     validator: Validator | None
+    stores: tuple[TensorStore, ...]
 
     @property
     def token_ids(self) -> list[Tensor]:
@@ -104,6 +107,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     text = prepare_text(run, model, accelerator, precision, modules.get(TEXT_ENCODER), data.token_ids)
     data.loader.text = text.cache
     model.close()
+    stores = [*data.stores, *([text.cache.store] if text.cache else [])]
     components = [build_component(config, modules[name], total_steps) for name, config in run.components.items()]
     for component in components:
         notes += schedule_notes(component.config, total_steps)
@@ -118,7 +122,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
         write_record(output.folder, run, accelerator, precision, position.step)
     report = Report(
         run, accelerator, precision, modules, components, diffusion.velocity, data.pictures, output, total_steps,
-        epochs, notes, cache_line(run, text.layers),
+        epochs, notes, [*cache_lines(run, text.layers), *_tidied(run.train, stores, accelerator)],
     )  # fmt: skip
     report.show_start()
     metrics = Metrics(output.folder if output else None, epochs, total_steps, run.train, position.step, position.epoch)
@@ -197,16 +201,26 @@ def prepare_data(run: RunConfig, model: SdModel, accelerator: Accelerator) -> Pr
     )  # fmt: skip
     tokens.add(["", *loader.captions])
     skipped, notes = (*scanned.skipped, *latents.skipped), scanned.notes
-    validator = None
+    validator, stores = None, [latents.store, tokens.store]
     if validation and run.validation:
         own = TokenCache(cache / "tokens", model.load_tokenizer(), fingerprint=model.fingerprint("tokenizer"))
         sets = validation.ready(own)
+        stores += [validation.latents.store, own.store]
         validator = Validator(run.validation.config, sets, validation.latents, train, loader.steps_per_epoch)
         skipped = tuple(dict.fromkeys((*skipped, *validation.latents.skipped)))
         notes += tuple(notes_on_leaks(sets, {latents.content(item.path) for item in items}))
     shown = tuple(one.scanned for one in validator.sets) if validator else ()
     pictures = Pictures(len(items), len(set(sizes)), loader.steps_per_epoch, skipped, notes, shown)
-    return PreparedData(loader, pictures, validator)
+    return PreparedData(loader, pictures, validator, tuple(stores))
+
+
+def _tidied(train: TrainConfig, stores: Sequence[TensorStore], accelerator: Accelerator) -> list[str]:
+    """Keep the cache folder within its limit; the main process does it, for all. Returns lines for the user."""
+    if not accelerator.is_main_process:
+        return []
+    return keep_within(
+        Path(train.cache_dir or ""), {path for store in stores for path in store.used}, train.cache_max_gb
+    )
 
 
 def _encoder(vae: Any, device: torch.device) -> Any:

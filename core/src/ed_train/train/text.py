@@ -115,7 +115,7 @@ class TextConditioning:
                 self.cache.build(token_ids, self.front, rank=rank, world=world)
             self.module = held
         self.accelerator.wait_for_everyone()
-        self.cache.refresh()
+        self.cache.missing(token_ids)  # nothing: it takes in what the other processes have added
 
 
 def needs_text_encoder(run: RunConfig) -> bool:
@@ -169,17 +169,17 @@ def front_layers(run: RunConfig, text_encoder: nn.Module) -> int:
     return reached_layers(len(body(text_encoder).encoder.layers), run.train.clip_skip)
 
 
-def cache_line(run: RunConfig, layers: int) -> str:
-    """What a run does with the front of its text encoder, for the user; empty if there is none."""
+def cache_lines(run: RunConfig, layers: int) -> list[str]:
+    """What a run does with the front of its text encoder, for the user; none if there is no front."""
     if not layers:
-        return ""
+        return []
     trains = TEXT_ENCODER in run.components
     what = f"text encoder: embeddings and {_counted(layers)}" if trains else "text embeddings"
     if not run.train.cache_text_embeddings:
-        return f"{what}: computed in every step  (cache_text_embeddings: {run.sources['cache_text_embeddings']})"
+        return [f"{what}: computed in every step  (cache_text_embeddings: {run.sources['cache_text_embeddings']})"]
     if run.train.shuffle_tags:
-        return f"{what}: computed in every step, since shuffle_tags makes new captions all the time"
-    return f"{what}: cached, once for each caption" + ("" if trains else "; the text encoder is not kept in memory")
+        return [f"{what}: computed in every step, since shuffle_tags makes new captions all the time"]
+    return [f"{what}: cached for each caption" + ("" if trains else "; the text encoder is not kept in memory")]
 
 
 def _counted(layers: int) -> str:
