@@ -53,11 +53,11 @@ types: $(READY) ## mypy --strict
 docs: $(READY) ## write docs/configuration.md anew from the types
 	$(BIN)/python docs/generate.py
 
-bench: $(READY) ## seconds per step, side by side with a hand-written loop
+bench: $(READY) ## time and memory of training, side by side with a hand-written loop (docs/benchmarks.md)
 	$(BIN)/python benchmarks/run.py $(ARGS)
 	$(BIN)/python benchmarks/checkpoints.py
 
-bench-quick: $(READY) ## the same in a few minutes
+bench-quick: $(READY) ## one row of it, in under 3 minutes
 	$(BIN)/python benchmarks/run.py --quick $(ARGS)
 
 clean: ## remove everything that make created

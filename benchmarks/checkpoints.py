@@ -51,12 +51,12 @@ def trained_session(folder: Path, size: str) -> Any:
     from ed_train.registry import load_registry
     from ed_train.train.setup import start
     from ed_train.train.step import train_step
-    from run import make_assets
+    from rows import Row, make_assets
 
-    model, photos = make_assets(folder, size)
+    assets = make_assets(folder, Row(size, size, size=size))
     flags = {
-        "resume_ckpt": model, "data_root": photos, "resolution": 256, "batch_size": 4, "max_epochs": 100,
-        "optimizer_config": folder / "optimizer.json", "logdir": folder / "logs", "sample_steps": 0,
+        "resume_ckpt": assets.model, "data_root": assets.photos, "resolution": 256, "batch_size": 4, "max_epochs": 100,
+        "optimizer_config": assets.optimizer, "logdir": folder / "logs", "sample_steps": 0,
         "disable_amp": "true", "save_optimizer": "true",
     }  # fmt: skip
     session, _ = start(load_config({key: str(value) for key, value in flags.items()}, load_registry()))
