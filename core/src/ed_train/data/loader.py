@@ -95,6 +95,11 @@ class BatchLoader:
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(self._items, self._buckets, self._batch_size)
 
+    @property
+    def sizes(self) -> set[Size]:
+        """The buckets of all images that are used."""
+        return {bucket for item, bucket in zip(self._items, self._buckets, strict=True) if item.multiply > 0}
+
     def described(self, epoch: int) -> Iterator[dict[str, Any]]:
         """The plan of an epoch with the names of the pictures, a JSON object for each batch."""
         for number, batch in enumerate(self.plan(epoch)):

@@ -23,6 +23,7 @@ from ed_train.data.tokens import TokenCache
 from ed_train.errors import ConfigError, Problem
 from ed_train.models.load import SdModel
 from ed_train.models.memo import FileMemo
+from ed_train.train.compiling import compile_notes, compile_unet
 from ed_train.train.components import build_component, freeze, freeze_unused, schedule_notes
 from ed_train.train.ema import begin_ema
 from ed_train.train.gradients import steps_unread, watch_gradients
@@ -137,6 +138,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
             metrics.say(f"note: {note}")
     for component in components:
         component.set_training(True)
+    compile_unet(session)
     return session, report
 
 
@@ -275,7 +277,7 @@ def _placed(modules: Mapping[str, nn.Module], run: RunConfig, accelerator: Accel
 
 
 def check_devices(run: RunConfig, device: torch.device) -> list[str]:
-    """Lines about optimizers that are slow on this device.
+    """Lines about optimizers that are slow on this device, and about torch.compile.
 
     Raises:
         ConfigError: an optimizer does not run on it, or the moving average cannot be kept where it should.
@@ -295,4 +297,4 @@ def check_devices(run: RunConfig, device: torch.device) -> list[str]:
         problems.append(Problem("", "ema_device", message))
     if problems:
         raise ConfigError(dict.fromkeys(problems))  # one, where the text encoder has the UNet's optimizer
-    return list(notes)
+    return [*notes, *compile_notes(run, device)]
