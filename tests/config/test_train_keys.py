@@ -86,6 +86,7 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "save_single_file": (True, False),
     "cache_text_embeddings": (True, False),
     "cache_max_gb": (10.0, 0.5),
+    "compile": (True, False),
     "save_full_precision": (True, False),
     "no_save_ckpt": (True, False),
     "no_prepend_last": (True, False),
