@@ -95,12 +95,8 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     modules: dict[str, nn.Module] = {UNET: model.load_unet()}
     if needs_text_encoder(run):
         modules[TEXT_ENCODER] = model.load_text_encoder()
-    diffusion = Diffusion(
-        model.load_noise_scheduler(zero_terminal_snr=run.train.enable_zero_terminal_snr),
-        model.scaling_factor(),
-        run.train,
-        accelerator.device,
-    )
+    scheduler = model.load_noise_scheduler(zero_terminal_snr=run.train.enable_zero_terminal_snr)
+    diffusion = Diffusion(scheduler, model.scaling_factor(), run.train, accelerator.device)
     notes += freeze_modules(run, modules)
     position = find_position(run, data.loader)
     total_steps, epochs = count_steps(run.train, data.pictures.batches, position)
@@ -110,8 +106,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     model.close()
     stores = [*data.stores, *([text.cache.store] if text.cache else [])]
     components = [build_component(config, modules[name], total_steps) for name, config in run.components.items()]
-    for component in components:
-        notes += schedule_notes(component.config, total_steps)
+    notes += [note for component in components for note in schedule_notes(component.config, total_steps)]
     watch_gradients(components, accelerator)
     notes += position.notes
     notes += restore_optimizers(run, components, model.folder)
