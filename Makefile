@@ -56,6 +56,7 @@ docs: $(READY) ## write docs/configuration.md anew from the types
 bench: $(READY) ## time and memory of training, side by side with a hand-written loop (docs/benchmarks.md)
 	$(BIN)/python benchmarks/run.py $(ARGS)
 	$(BIN)/python benchmarks/checkpoints.py
+	$(BIN)/python benchmarks/optimizers.py
 
 bench-quick: $(READY) ## one row of it, in under 3 minutes
 	$(BIN)/python benchmarks/run.py --quick $(ARGS)
