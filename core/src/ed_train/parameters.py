@@ -52,20 +52,37 @@ def tensors_of(params: Sequence[Any]) -> list[Any]:
 
 
 @contextmanager
-def narrowed(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor]) -> Generator[None]:
+def narrowed(
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[torch.Tensor],
+    stand_ins: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
+) -> Generator[None]:
     """A block in which an optimizer holds these of its parameters alone, each in its own group.
 
     A step in it is as good as its share of a step over all, if the spec says `per_parameter`.
+
+    Args:
+        optimizer: afterwards it holds all of its parameters again.
+        parameters: some of them.
+        stand_ins: for some of those, another tensor that is in its place meanwhile, with its state.
     """
-    chosen = {id(parameter) for parameter in parameters}
+    held = {id(parameter): parameter for parameter in parameters} | {id(p): other for p, other in stand_ins}
     whole = [group["params"] for group in optimizer.param_groups]
     for group, members in zip(optimizer.param_groups, whole, strict=True):
-        group["params"] = [parameter for parameter in members if id(parameter) in chosen]
+        group["params"] = [held[id(parameter)] for parameter in members if id(parameter) in held]
+    _move_state(optimizer, stand_ins)
     try:
         yield
     finally:
         for group, members in zip(optimizer.param_groups, whole, strict=True):
             group["params"] = members
+        _move_state(optimizer, [(other, parameter) for parameter, other in stand_ins])
+
+
+def _move_state(optimizer: torch.optim.Optimizer, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for before, after in pairs:
+        if before in optimizer.state:
+            optimizer.state[after] = optimizer.state.pop(before)
 
 
 def check_group_options(spec: OptimizerSpec, config: Any, params: Sequence[Any], defaults: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from ed_train.config.ema import find_ema_model
 from ed_train.config.freeze_sections import FREE_KEYS
 from ed_train.config.idle_keys import idle_key_notes
 from ed_train.config.jsontext import Document, read_json_object
+from ed_train.config.memory_keys import check_memory_keys
 from ed_train.config.optimizer_file import OptimizerFileResolver
 from ed_train.config.optimizer_keys import SCHEDULE_KEYS, Given
 from ed_train.config.record import Record, differing_plugins, read_record
@@ -69,8 +70,8 @@ def load_config(
         optimizer_document = record.optimizer
     resolver = OptimizerFileResolver(optimizer_document, train, _overrides(given, problems), registry)
     optimizers = resolver.resolve() if optimizer_document or not train.optimizer_config else None
-    problems += resolver.problems
-    problems += check_values(train, given)
+    problems += [*resolver.problems, *check_values(train, given)]
+    problems += check_memory_keys(train, optimizers.components if optimizers else {}, registry, given)
     train, found = _resolved_paths(train, given, folder, to_train)
     problems += found
     start = find_start(train, given, folder, weights=to_train)

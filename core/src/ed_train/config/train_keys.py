@@ -92,6 +92,12 @@ class TrainConfig:
     compile: Annotated[
         bool, Help("run the UNet through torch.compile: minutes before the first step, faster ones on a GPU")
     ] = False
+    optimizer_in_backward: Annotated[
+        bool, Help("step each parameter as soon as backward has its gradient, and free that: less memory")
+    ] = False
+    weights_dtype: Annotated[
+        Literal["fp32", "bf16"], Help("bf16: weights that train take half the memory; steps are rounded at random")
+    ] = "fp32"
     gpuid: Annotated[Whole, Help("index of the GPU to use")] = 0
 
     optimizer_config: Annotated[
@@ -192,6 +198,7 @@ class TrainConfig:
 OWN_KEYS = (
     "model_config", "crops_per_image", "cache_dir", "max_steps", "mixed_precision", "required_plugins", "resume",
     "resume_changed", "keep_last_n_ckpts", "save_single_file", "cache_text_embeddings", "cache_max_gb", "compile",
+    "optimizer_in_backward", "weights_dtype",
 )  # fmt: skip
 """Keys that EveryDream 2 does not have."""
 

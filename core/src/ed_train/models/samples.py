@@ -213,10 +213,15 @@ def _pipeline(
 def _draw(pipeline: StableDiffusionPipeline, batch: list[_Job], steps: int, clip_skip: int) -> list[Image.Image]:
     """Draw pictures of one size and one guidance scale together."""
     width, height = batch[0].size
+    generators = [torch.Generator("cpu").manual_seed(job.seed) for job in batch]
+    scale, channels = pipeline.vae_scale_factor, pipeline.unet.config.in_channels
+    # Float32 whatever the weights are: the pipeline would draw noise of the text encoder's type.
+    noise = [torch.randn((1, channels, height // scale, width // scale), generator=g) for g in generators]
     images: list[Image.Image] = pipeline(
         prompt_embeds=_embed(pipeline, [job.prompt for job in batch], clip_skip),
         negative_prompt_embeds=_embed(pipeline, [job.negative_prompt for job in batch], clip_skip),
-        generator=[torch.Generator("cpu").manual_seed(job.seed) for job in batch],
+        generator=generators,
+        latents=torch.cat(noise),
         guidance_scale=batch[0].cfg,
         width=width,
         height=height,

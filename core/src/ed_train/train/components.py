@@ -17,6 +17,7 @@ from ed_train.models.text_parts import body, reached_layers
 
 if TYPE_CHECKING:
     from ed_train.train.gradients import GradientWatch
+    from ed_train.train.partial_steps import PartialSteps
 
 
 @dataclass
@@ -29,6 +30,7 @@ class TrainedComponent:
         parameters: what the optimizer holds; a list, since clipping reads it again in every step.
         parameter_names: their names in the module, in the same order.
         watch: looks at the gradients as they arrive, where that is cheaper than to do so after the backward pass.
+        partial_steps: step the optimizer over some of the parameters at a time; None where it steps over all at once.
     """
 
     name: str
@@ -39,6 +41,7 @@ class TrainedComponent:
     optimizer: torch.optim.Optimizer
     lr_scheduler: LRScheduler
     watch: GradientWatch | None = None
+    partial_steps: PartialSteps | None = None
 
     @property
     def lr(self) -> float:
@@ -181,3 +184,10 @@ def schedule_notes(config: ComponentConfig, total_steps: int) -> list[str]:
 
 def component_label(name: str) -> str:
     return {UNET: "UNet", TEXT_ENCODER: "text encoder"}[name]
+
+
+def step_failed(component: TrainedComponent, error: Exception) -> PluginError:
+    """What to raise where an optimizer's step has raised something."""
+    optimizer = component.config.optimizer
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return PluginError(f"{optimizer.origin}: a step of {optimizer.spec.name} failed: {reason}")

@@ -93,10 +93,12 @@ class Ema:
     names: list[str]
     parameters: list[Tensor]
     averages: list[Tensor]
-    _elsewhere: bool = field(init=False)
+    _alike: bool = field(init=False)
+    _waiting: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._elsewhere = self.averages[0].device != self.parameters[0].device
+        pairs = zip(self.averages, self.parameters, strict=True)
+        self._alike = all((a.device, a.dtype) == (p.device, p.dtype) for a, p in pairs)
 
     def after_step(self, taken: int) -> None:
         """Update the average if that is due after so many optimizer steps, skipped ones not counted."""
@@ -107,15 +109,17 @@ class Ema:
     def update(self) -> None:
         """``average = decay * average + (1 - decay) * weight``, for all of them at once."""
         share = 1.0 - self.plan.decay
-        if not self._elsewhere:
+        if self._alike:
             torch._foreach_lerp_(self.averages, self.parameters, share)
             return
         for average, parameter in zip(self.averages, self.parameters, strict=True):
-            average.lerp_(parameter.to(average.device), share)  # one by one: a copy of all would take as much again
+            average.lerp_(parameter.to(average), share)  # one by one: a copy of all would take as much again
 
     @contextmanager
     def in_use(self) -> Generator[None]:
         """The averages in place of the weights while the block runs; the weights are back however it ends.
+
+        In place of weights in bfloat16 they are rounded to the nearest, and as they were afterwards.
 
         No signal may interrupt the exchange itself: `StopSignals` must defer them where the block begins and ends.
         """
@@ -127,8 +131,14 @@ class Ema:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for average, parameter in zip(self.averages, self.parameters, strict=True):
-            if self._elsewhere:
+        for index, (average, parameter) in enumerate(zip(self.averages, self.parameters, strict=True)):
+            if average.dtype != parameter.dtype:
+                # Types cannot be exchanged: see `widened`.
+                weight = self._waiting.pop(index, None)
+                if weight is None:
+                    self._waiting[index] = parameter.detach().to(average.device, copy=True)
+                parameter.copy_(average if weight is None else weight)
+            elif average.device != parameter.device:
                 held = average.to(parameter.device, copy=True)
                 average.copy_(parameter)
                 parameter.copy_(held)

@@ -66,12 +66,13 @@ def watch_gradients(components: Sequence[TrainedComponent], accelerator: Acceler
     """Watch the gradients where that saves time: on a CPU, in one process."""
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         for component in components:
-            component.watch = GradientWatch(component.parameters)
+            if component.partial_steps is None:  # which looks at every gradient itself
+                component.watch = GradientWatch(component.parameters)
 
 
 def steps_unread(components: Sequence[TrainedComponent], device: torch.device) -> bool:
     """Whether all optimizers can be told by a tensor, which nobody has read, to leave everything as it is."""
-    return device.type != "cpu" and all(supports_unread(c.optimizer) for c in components)
+    return device.type != "cpu" and all(c.partial_steps is None and supports_unread(c.optimizer) for c in components)
 
 
 def supports_unread(optimizer: torch.optim.Optimizer) -> bool:
@@ -80,7 +81,9 @@ def supports_unread(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def gradient_norm(component: TrainedComponent) -> Tensor:
-    """The norm of a component's gradients, a scalar on their device."""
+    """The norm of a component's gradients, a scalar on their device; in backward, all have been stepped then."""
+    if component.partial_steps:
+        return component.partial_steps.norm()
     return get_total_norm([p.grad for p in component.parameters if p.grad is not None])
 
 

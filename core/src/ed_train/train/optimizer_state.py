@@ -14,6 +14,7 @@ from ed_train.config.run import TEXT_ENCODER
 from ed_train.errors import CheckpointError, ConfigError, Problem
 from ed_train.models.tensors import listed
 from ed_train.train.components import TrainedComponent
+from ed_train.train.rounding import load_in_float32
 from ed_train.train.state import OPTIMIZER_FILES, read_state
 
 ALLOW = "resume_changed true goes on all the same, and what does not fit begins anew"
@@ -176,7 +177,7 @@ def _check_bare(component: TrainedComponent, saved: Any) -> None:
 
 def _load(component: TrainedComponent, state: dict[str, Any]) -> None:
     try:
-        component.optimizer.load_state_dict(state)
+        load_in_float32(component.optimizer, component.parameters, state)
     except Exception as error:
         raise MisfitError(f"its optimizer refuses the state: {' '.join(str(error).split())[:200]}") from error
 

@@ -21,8 +21,10 @@ from ed_train.train.components import TrainedComponent, build_component, schedul
 from ed_train.train.ema import plan_ema
 from ed_train.train.noise import Diffusion
 from ed_train.train.optimizer_state import restore_optimizer
+from ed_train.train.partial_steps import check_partial_steps
 from ed_train.train.report import Pictures, Report
 from ed_train.train.resume import BEGINNING, Position
+from ed_train.train.rounding import narrow_weights
 from ed_train.train.session import make_accelerator
 from ed_train.train.setup import ScannedData, check_devices, count_steps, freeze_modules, scan_data
 from ed_train.train.state import OPTIMIZER_FILES
@@ -40,6 +42,8 @@ def preview(run: RunConfig) -> Report:
     problems: list[Problem] = []
     with _collected(run, problems):
         notes = check_devices(run, accelerator.device)
+    with _collected(run, problems):
+        check_partial_steps(run, accelerator.num_processes, precision)
     with _collected(run, problems):
         data = scan_data(run)
     with _collected(run, problems):
@@ -79,7 +83,7 @@ def empty_modules(run: RunConfig, model: SdModel) -> tuple[dict[str, nn.Module],
     modules: dict[str, nn.Module] = {
         UNET: empty_unet(model.folder), TEXT_ENCODER: empty_text_encoder(model.folder)
     }  # fmt: skip
-    return modules, freeze_modules(run, modules)
+    return modules, [*freeze_modules(run, modules), *narrow_weights(run, modules)]
 
 
 @contextmanager

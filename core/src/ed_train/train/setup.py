@@ -30,9 +30,11 @@ from ed_train.train.gradients import steps_unread, watch_gradients
 from ed_train.train.metrics import Metrics
 from ed_train.train.noise import Diffusion
 from ed_train.train.output import Output
+from ed_train.train.partial_steps import check_partial_steps, step_in_parts
 from ed_train.train.record import write_record
 from ed_train.train.report import Pictures, Report
 from ed_train.train.resume import BEGINNING, Position, find_position, restore_optimizers
+from ed_train.train.rounding import narrow_weights
 from ed_train.train.session import Session, make_accelerator
 from ed_train.train.signals import StopSignals
 from ed_train.train.state import restore_training_state
@@ -89,6 +91,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
 
     accelerator, precision = make_accelerator(run)
     notes = check_devices(run, accelerator.device)
+    check_partial_steps(run, accelerator.num_processes, precision)
     set_seed(run.train.seed)
     model = SdModel(run.model, FileMemo(Path(run.train.cache_dir or "") / "models.json"))
     data = prepare_data(run, model, accelerator)
@@ -100,6 +103,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     notes += freeze_modules(run, modules)
     position = find_position(run, data.loader)
     total_steps, epochs = count_steps(run.train, data.pictures.batches, position)
+    notes += narrow_weights(run, modules)  # before anything depends on their type
     unet = _placed(modules, run, accelerator)
     text = prepare_text(run, model, accelerator, precision, modules.get(TEXT_ENCODER), data.token_ids)
     data.loader.text = text.cache
@@ -107,9 +111,9 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     stores = [*data.stores, *([text.cache.store] if text.cache else [])]
     components = [build_component(config, modules[name], total_steps) for name, config in run.components.items()]
     notes += [note for component in components for note in schedule_notes(component.config, total_steps)]
+    step_in_parts(run, components)
     watch_gradients(components, accelerator)
-    notes += position.notes
-    notes += restore_optimizers(run, components, model.folder)
+    notes += [*position.notes, *restore_optimizers(run, components, model.folder)]
     main = accelerator.is_main_process
     ema, ema_notes = begin_ema(run, components, total_steps, position.step) if main else (None, [])
     notes += ema_notes

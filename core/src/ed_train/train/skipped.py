@@ -72,7 +72,9 @@ def _count(session: Session, step: int, result: StepResult, skipped: tuple[str, 
     names = describe_skipped(skipped)
     files = ", ".join(sorted({path.name for path in result.files}))
     if not session.scaler:  # whose overflows are in the nature of fp16
-        session.metrics.say(f"warning: step {step}: {names} not finite; step skipped ({files})")
+        in_part = session.run.train.optimizer_in_backward and skipped != (LOSS,)
+        what = "the parameters that have them stay as they are" if in_part else "step skipped"
+        session.metrics.say(f"warning: step {step}: {names} not finite; {what} ({files})")
     limit = MAX_SKIPPED_IN_A_ROW_FP16 if session.scaler else MAX_SKIPPED_IN_A_ROW
     if session.skipped_in_a_row >= limit:
         raise EdTrainError(

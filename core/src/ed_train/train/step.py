@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from ed_train.data.loader import Batch
-from ed_train.errors import PluginError
-from ed_train.train.components import TrainedComponent
+from ed_train.train.components import step_failed
 from ed_train.train.gradients import gradient_norm, unless_unfit
 from ed_train.train.noise import batch_generator, perturb
 from ed_train.train.session import Session
@@ -28,7 +27,8 @@ class StepResult:
         loss: mean over this process's part of the window, a scalar.
         grad_norms: norm of each component's gradients before clipping, by name, scalars; at least where they are to be
             clipped or logged.
-        skipped: the components whose gradients were not finite, or `LOSS`; if there are any, no weight has changed.
+        skipped: the components whose gradients were not finite, or `LOSS`; if there are any, no weight has changed, but
+            for those that were stepped in backward.
         images: pictures in the window, of all processes.
         files: the pictures of this process.
         unread: nobody has read whether the gradients are finite: `grad_norms` will tell, and say what `skipped` lacks.
@@ -46,7 +46,7 @@ def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
     """Accumulate the gradients of a window of batches and step every component's optimizer.
 
     Gradients are averaged over the window. If those of any component are not finite, no optimizer steps: lion-like
-    ones would never move again, Adam-like ones would turn into NaN.
+    ones would never move again, Adam-like ones would turn into NaN. `PartialSteps` says what holds in backward.
     """
     losses = []
     images = sum(len(b.images) for b in window) * session.accelerator.num_processes
@@ -59,8 +59,8 @@ def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
                 _zero_grad(session)
                 nothing = {c.name: torch.full_like(loss.detach(), torch.nan) for c in session.components}
                 return StepResult(loss.detach(), nothing, (LOSS,), images, batch.images)
-            if last and not _wants_norms(session):
-                _begin_watch(session)
+            if last:
+                _expect_gradients(session)
             share = loss / len(window)
             torch.autograd.backward(session.scaler.scale(share) if session.scaler else share)
         losses.append(loss.detach())
@@ -71,9 +71,9 @@ def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
         with unless_unfit(session.components, norms if session.unread else {}):
             for component in session.components:
                 try:
-                    component.optimizer.step()
+                    (component.partial_steps or component.optimizer).step()
                 except Exception as error:
-                    raise _step_failed(component, error) from error
+                    raise step_failed(component, error) from error
                 component.lr_scheduler.step()
     if session.scaler:
         session.scaler.update()
@@ -100,15 +100,11 @@ def _may_look_at(loss: Tensor, session: Session) -> bool:
     """Whether a loss may be read before its backward pass.
 
     A GPU would have to be waited for, and several processes must all go on to exchange gradients; there, a loss that
-    is not finite shows in the gradients.
+    is not finite shows in the gradients. Where steps are taken in backward, that would be too late for some of them.
     """
+    if session.run.train.optimizer_in_backward:
+        return True
     return loss.device.type == "cpu" and session.accelerator.num_processes == 1
-
-
-def _step_failed(component: TrainedComponent, error: Exception) -> PluginError:
-    optimizer = component.config.optimizer
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return PluginError(f"{optimizer.origin}: a step of {optimizer.spec.name} failed: {reason}")
 
 
 def _zero_grad(session: Session) -> None:
@@ -126,9 +122,13 @@ def _gradient_sync(session: Session, *, last: bool) -> contextlib.AbstractContex
     return stack
 
 
-def _begin_watch(session: Session) -> None:
+def _expect_gradients(session: Session) -> None:
+    """Prepare for the last backward pass before a step."""
+    watched = not _wants_norms(session)
     for component in session.components:
-        if component.watch:
+        if component.partial_steps:
+            component.partial_steps.begin(session.step)
+        elif component.watch and watched:
             component.watch.begin()
 
 
