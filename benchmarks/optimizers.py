@@ -201,9 +201,9 @@ def spread(values: Sequence[float], digits: int) -> str:
 def device_name(device: str) -> str:
     """What the steps ran on."""
     import torch
-    from run import _processor
+    from report import processor
 
-    return torch.cuda.get_device_name() if device == "cuda" else _processor()
+    return torch.cuda.get_device_name() if device == "cuda" else processor()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def versions() -> str:
     """Date, processor and versions, as a sentence."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return (
-        f"Measured on {time.strftime('%Y-%m-%d')}: {_processor()}, {os.cpu_count()} cores, Python "
+        f"Measured on {time.strftime('%Y-%m-%d')}: {processor()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, {packages}."
     )
 
@@ -149,7 +149,7 @@ def _spread(values: Sequence[float], *, bold: bool = False) -> str:
     return f"{shown} ({low:.3f} to {high:.3f})"
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
