@@ -87,6 +87,46 @@ def test_the_plan_is_what_two_steps_allocate(name, command, install, write_optim
     assert plan["total"] == sum(part["total"] for part in plan["components"].values())
 
 
+def test_the_plan_knows_weights_in_bfloat16(command, write_optimizer, make_session) -> None:
+    write_optimizer({"base": {"optimizer": "lion"}, "text_encoder_freezing": {"unfreeze_last_n_layers": 2}})
+    bf16 = {"weights_dtype": "bf16", "disable_amp": "false", "mixed_precision": "bf16"}
+    plan = command("--plan-memory", "--json", **bf16).json["configured"]
+    plain = command("--plan-memory", "--json").json["configured"]
+    real = bytes_after_two_steps(make_session(**bf16))
+    for component, told in plan["components"].items():
+        assert told["weights"] == real[component]["weights"]
+        assert told["gradients"] < 0.52 * plain["components"][component]["gradients"]
+        assert told["state"] == real[component]["state"] == plain["components"][component]["state"]
+
+
+def test_the_plan_knows_how_many_gradients_there_are_at_a_time(
+    command, write_optimizer, make_session, monkeypatch
+) -> None:
+    from ed_train.train import memory, partial_steps
+
+    for module in (memory, partial_steps):
+        monkeypatch.setattr(module, "PIECE", 20_000)
+    write_optimizer({"base": {"optimizer": "adamw"}, "text_encoder_freezing": {"unfreeze_last_n_layers": 3}})
+    shown = command("--plan-memory", "--json", optimizer_in_backward="true")
+    session = make_session(optimizer_in_backward=True)
+    parameters = [p for c in session.components for p in c.parameters]
+    alive = []
+    for component in session.components:
+        component.optimizer.register_step_pre_hook(
+            lambda *_: alive.append(sum(p.grad.nbytes for p in parameters if p.grad is not None))
+        )
+    windows = session.windows()
+    train_step(session, next(windows))
+    windows.close()
+    told = shown.json["configured"]["gradients"]
+    assert max(alive) <= told <= max(alive) + 2 * 4 * (20_000 + max(p.numel() for p in parameters))
+    assert told < sum(p.nbytes for p in parameters) / 1.5
+    table = rows(shown)
+    assert table["adamw"]["gradients"] == told
+    assert table["prodigy"]["gradients"] == sum(p.nbytes for p in parameters)
+    assert (table["adamw"]["refused"], table["prodigy"]["refused"]) == ([], ["optimizer_in_backward"])
+
+
 def rows(shown: Any) -> dict[str, Any]:
     return {row["optimizer"]: row for row in shown.json["optimizers"]}
 

@@ -63,7 +63,8 @@ def plan_memory(run: RunConfig, registry: OptimizerRegistry, *, as_json: bool) -
         )
         return
     print("\n".join([*_component_lines(run, modules, registry), *_table(configured, rows, registry, here)]))
-    print("for one process; weights and gradients are float32; not counted:")
+    dtype = "in float32, those of weights_dtype bf16 in bfloat16" if run.train.weights_dtype == "bf16" else "float32"
+    print(f"for one process; weights and gradients are {dtype}; not counted:")
     print("\n".join(f"    {what}" for what in NOT_COUNTED))
     for note in remarks:
         print(f"note: {note}")
@@ -112,6 +113,8 @@ def _remarks(row: MemoryRow, here: str) -> Iterator[str]:
         if not _runs_on(optimizer, here):
             who = f"{name} runs" if len(optimizers) > 1 else "runs"
             yield f"({who} on {' and '.join(optimizer.spec.devices)} only; this machine has {here})"
+    if row.refused:
+        yield f"(without {' and '.join(row.refused)}, which it refuses)"
     if row.unknown:
         yield f"(state unknown: {row.unknown})"
     elif row.measured:
@@ -145,5 +148,6 @@ def _as_json(row: MemoryRow, registry: OptimizerRegistry, here: str) -> dict[str
         },
         "measured": row.measured,
         "unknown": row.unknown or None,
+        "refused": row.refused,
         "runs_here": all(_runs_on(o, here) for o in row.optimizers.values()),
     }

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ed_train.api import build_optimizer
+from ed_train.config.memory_keys import BF16, DTYPE, IN_BACKWARD
 from ed_train.config.run import RunConfig
 from ed_train.registry import OptimizerRegistry, RegisteredOptimizer
+from ed_train.train.partial_steps import PIECE
 
 BYTES = torch.float32.itemsize
-"""Of each weight and each gradient: both are float32 whatever the autocast precision."""
+"""Of each weight and each gradient, whatever the autocast precision, where they are not kept in bfloat16."""
 
 Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = Counter[Shape]
@@ -46,12 +48,14 @@ class MemoryRow:
         components: the memory of each component, trained or not.
         measured: whether steps were taken to find out, because an optimizer does not declare its state's size.
         unknown: why the state's size is not known; empty if it is.
+        refused: settings that this run has and the optimizers would refuse; the row is without them.
     """
 
     optimizers: Mapping[str, RegisteredOptimizer]
     components: Mapping[str, Memory]
     measured: bool
     unknown: str
+    refused: tuple[str, ...] = ()
 
     @property
     def sum(self) -> Memory:
@@ -70,7 +74,7 @@ def memory_of_run(run: RunConfig, modules: Mapping[str, nn.Module], counter: Sta
         modules: the UNet and the text encoder by name, frozen as they should be; the meta device will do.
         counter: counts optimizer state, and remembers what it has measured.
     """
-    return _row(modules, {name: (c.optimizer, c.options) for name, c in run.components.items()}, counter)
+    return _row(run, modules, {name: (c.optimizer, c.options) for name, c in run.components.items()}, counter)
 
 
 def memory_of_all(
@@ -83,7 +87,7 @@ def memory_of_all(
     rows = []
     for optimizer in registry:
         chosen = {name: (optimizer, _options(run, name, optimizer)) for name in run.components}
-        rows.append(_row(modules, chosen, counter))
+        rows.append(_row(run, modules, chosen, counter))
     return sorted(rows, key=lambda row: math.inf if row.sum.total is None else row.sum.total)
 
 
@@ -96,12 +100,16 @@ def _options(run: RunConfig, component: str, optimizer: RegisteredOptimizer) -> 
 
 
 def _row(
-    modules: Mapping[str, nn.Module], chosen: Mapping[str, tuple[RegisteredOptimizer, Any]], counter: StateCounter
+    run: RunConfig,
+    modules: Mapping[str, nn.Module],
+    chosen: Mapping[str, tuple[RegisteredOptimizer, Any]],
+    counter: StateCounter,
 ) -> MemoryRow:
     """One row; optimizer and options of each component that trains, where None stands for the defaults."""
     components, measured, unknown = {}, False, ""
+    in_parts = all(optimizer.spec.per_parameter for optimizer, _ in chosen.values())
     for name, module in modules.items():
-        weights = BYTES * sum(p.numel() for p in module.parameters())
+        weights = sum(_bytes(p, in_parts) for p in module.parameters())
         trained: Shapes = Counter(tuple(p.shape) for p in module.parameters() if p.requires_grad)
         state: int | None = 0
         if name in chosen:
@@ -114,9 +122,23 @@ def _row(
                     state = counter.state_bytes(optimizer, config, trained)
             except (Exception, SystemExit) as error:
                 state, unknown = None, " ".join(str(error).split()) or type(error).__name__
-        gradients = BYTES * sum(math.prod(shape) * count for shape, count in trained.items()) if name in chosen else 0
+        in_backward = in_parts and run.train.optimizer_in_backward
+        gradients = _gradients(module, in_parts, in_backward=in_backward) if name in chosen else 0
         components[name] = Memory(weights, gradients, state)
-    return MemoryRow({name: optimizer for name, (optimizer, _) in chosen.items()}, components, measured, unknown)
+    refused = () if in_parts else tuple(key for key in (IN_BACKWARD, DTYPE) if getattr(run.train, key) in (True, BF16))
+    optimizers = {name: optimizer for name, (optimizer, _) in chosen.items()}
+    return MemoryRow(optimizers, components, measured, unknown, refused)
+
+
+def _bytes(parameter: Tensor, in_parts: bool) -> int:
+    """Of a weight, or its gradient: bfloat16 is for optimizers that step parameter by parameter."""
+    return parameter.numel() * (parameter.element_size() if in_parts else BYTES)
+
+
+def _gradients(module: nn.Module, in_parts: bool, *, in_backward: bool) -> int:
+    """The most that the gradients take at a time: all of them; in backward, a piece and the largest one behind it."""
+    sizes = [_bytes(p, in_parts) for p in module.parameters() if p.requires_grad]
+    return min(sum(sizes), PIECE * BYTES + max(sizes, default=0)) if in_backward else sum(sizes)
 
 
 @dataclass
