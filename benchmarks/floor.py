@@ -20,11 +20,13 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from rows import BATCH_SIZE, LR, ROWS, Row
+from rows import BATCH_SIZE, GPU, LR, ROWS, Row
 from timing import StepTimes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main(row: Row, model: Path, photos: Path, sizes: Path, precision: str, steps: int) -> None:
@@ -33,12 +35,12 @@ def main(row: Row, model: Path, photos: Path, sizes: Path, precision: str, steps
     torch.manual_seed(0)
     moments = encode(model, photos, json.loads(sizes.read_text()))
     ids = tokenize(model, photos)
-    unet = UNet2DConditionModel.from_pretrained(model / "unet").train()
-    text_encoder = CLIPTextModel.from_pretrained(model / "text_encoder").train()
+    unet = UNet2DConditionModel.from_pretrained(model / "unet").to(DEVICE).train()
+    text_encoder = CLIPTextModel.from_pretrained(model / "text_encoder").to(DEVICE).train()
     trained = trained_parameters(row, unet, text_encoder)
     cached = None
     if row.trains == "unet":
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
             cached = {name: text_encoder(i[None])[0][0].float() for name, i in ids.items()}
         del text_encoder
     schedule = DDPMScheduler.from_pretrained(model / "scheduler")
@@ -51,9 +53,9 @@ def main(row: Row, model: Path, photos: Path, sizes: Path, precision: str, steps
             mean, std = torch.stack([moments[name] for name in names]).chunk(2, dim=1)
             latents = (mean + std * torch.randn_like(mean)) * 0.18215
             noise = torch.randn_like(latents)
-            timesteps = torch.randint(0, 1000, (len(names),))
+            timesteps = torch.randint(0, 1000, (len(names),), device=DEVICE)
             noisy = schedule.add_noise(latents, noise, timesteps)
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
                 if cached is None:
                     embeddings = text_encoder(torch.stack([ids[name] for name in names]))[0]
                 else:
@@ -97,24 +99,24 @@ def tokenize(model: Path, photos: Path) -> dict[str, Tensor]:
     files = sorted(photos.glob("*.jpg"))
     captions = [f.with_suffix(".txt").read_text().strip() for f in files]
     ids = tokenizer(captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
-    return {file.name: row for file, row in zip(files, ids, strict=True)}
+    return {file.name: row.to(DEVICE) for file, row in zip(files, ids, strict=True)}
 
 
 @torch.inference_mode()
 def encode(model: Path, photos: Path, sizes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
     """Mean and standard deviation of every picture's latents, [8, height / 8, width / 8]."""
-    vae = AutoencoderKL.from_pretrained(model / "vae")
+    vae = AutoencoderKL.from_pretrained(model / "vae").to(DEVICE)
     moments = {}
     for file in sorted(photos.glob("*.jpg")):
         width, height = sizes[file.name]
         picture = np.asarray(Image.open(file).convert("RGB").resize((width, height)), dtype=np.float32)
         pixels = torch.from_numpy(picture / 127.5 - 1).permute(2, 0, 1)[None]
-        posterior = vae.encode(pixels).latent_dist
+        posterior = vae.encode(pixels.to(DEVICE)).latent_dist
         moments[file.name] = torch.cat([posterior.mean, posterior.std], dim=1)[0]
     return moments
 
 
 if __name__ == "__main__":
     key, model, photos, sizes, precision, steps = sys.argv[1:]
-    (row,) = (row for row in ROWS if row.key == key)
+    (row,) = (row for row in (*ROWS, GPU) if row.key == key)
     main(row, Path(model), Path(photos), Path(sizes), precision, int(steps))

@@ -7,9 +7,11 @@ that the clocks add up; what no clock covers is the rest.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ class Clock:
     def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, with its time counted."""
 
+        @wraps(function)  # with its attributes: torch looks for one at an optimizer's step
         def measured(*args: Any, **kwargs: Any) -> Any:
             with self.measure(phase):
                 return function(*args, **kwargs)
@@ -76,7 +79,8 @@ def profile(row: Row, folder: Path, precision: str) -> dict[str, float]:
     arguments = trainer_flags(row, make_assets(folder, row), folder, precision, WARM_UP + STEPS)
     flags = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
     with _replaced(GradientWatch, "_arrived", clock.timed(PHASES[6], GradientWatch._arrived)):
-        session, _ = start(load_config(flags, load_registry()))
+        with redirect_stdout(sys.stderr):
+            session, _ = start(load_config(flags, load_registry()))
         with _clocks(session, clock):
             steps = list(_steps(session, clock))[WARM_UP:]
         session.close()

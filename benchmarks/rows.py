@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RESOLUTION, BATCH_SIZE, PICTURES, LR = 256, 4, 64, 1e-6
+BATCH_SIZE, PICTURES, LR = 4, 64, 1e-6
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Row:
             embeddings beforehand.
         grad_accum: batches of a step.
         clip: the largest gradient norm of each component; 0: no clipping.
+        resolution: pixels of a square picture's side.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Row:
     trains: str = "both"
     grad_accum: int = 1
     clip: float = 0.0
+    resolution: int = 256
 
     @property
     def most(self) -> float:
@@ -55,6 +57,9 @@ ROWS = (
     Row("small", "small model, UNet + text encoder", size="small"),
     Row("small-unet", "small model, UNet alone", size="small", trains="unet"),
 )
+
+GPU = Row("gpu", "SD 1.5's size, UNet + text encoder, 512 px", size="sd15", resolution=512)
+"""The row of gpu.py."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +86,15 @@ def make_assets(folder: Path, row: Row) -> Assets:
     from make_photos import make_photos
     from make_tiny_sd import make_tiny_sd
 
-    found = Assets(
-        folder / row.size, folder / row.photos, folder / f"{row.photos}.json", folder / f"adamw-{row.trains}.json"
-    )
+    photos, sizes = folder / row.photos, folder / f"{row.photos}-{row.resolution}.json"
+    found = Assets(folder / row.size, photos, sizes, folder / f"adamw-{row.trains}.json")
     if not (found.model / "model_index.json").exists():
         make_tiny_sd(row.size, found.model)
     if not found.sizes.exists():
         make_photos(found.photos, row.photos, PICTURES)
         items = scan_dataset(found.photos, flip_p=0.0, cond_dropout=0.0).items
-        sizes = dict(zip((item.path.name for item in items), assign_buckets(items, RESOLUTION)[0], strict=True))
-        found.sizes.write_text(json.dumps(sizes))
+        buckets = dict(zip((item.path.name for item in items), assign_buckets(items, row.resolution)[0], strict=True))
+        found.sizes.write_text(json.dumps(buckets))
     optimizer: dict[str, Any] = {"base": {"optimizer": "adamw", "lr": LR}}
     if row.trains == "last2":
         optimizer["text_encoder_freezing"] = {"unfreeze_last_n_layers": 2}
@@ -109,7 +113,7 @@ def trainer_flags(row: Row, assets: Assets, folder: Path, precision: str, steps:
         steps: optimizer steps.
     """
     flags: dict[str, Any] = {
-        "resume_ckpt": assets.model, "data_root": assets.photos, "resolution": RESOLUTION, "batch_size": BATCH_SIZE,
+        "resume_ckpt": assets.model, "data_root": assets.photos, "resolution": row.resolution, "batch_size": BATCH_SIZE,
         "max_epochs": 1000, "max_steps": steps, "optimizer_config": assets.optimizer, "logdir": folder / "logs",
         "cache_dir": folder / "cache", "no_save_ckpt": "true", "sample_steps": 0, "cond_dropout": 0,
         "grad_accum": row.grad_accum,

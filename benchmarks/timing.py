@@ -34,18 +34,21 @@ class StepTimes:
         self._first = self._first or optimizer
         if optimizer is not self._first:
             return
-        now = time.perf_counter()
         self.steps += 1
         if self.steps == 1:
             self.first = time.time() - float(os.environ.get(STARTED, time.time()))
         taken = self.steps - self.warm_up
         if taken < 0 or not self.turn or taken % self.turn:
             return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the steps are begun; the turn is over when they are done
+        now = time.perf_counter()
         if taken:
             self.turns.append((now - self._since) / self.turn)
         os.kill(os.getpid(), signal.SIGSTOP)
         self._since = time.perf_counter()
 
     def result(self) -> dict[str, Any]:
-        """Seconds per step of each turn, and seconds from the start to the first step."""
-        return {"turns": self.turns, "first": self.first}
+        """Seconds per step of each turn, seconds from the start to the first step, peak memory of the GPU in GB."""
+        gpu = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+        return {"turns": self.turns, "first": self.first, "gpu": gpu}

@@ -90,7 +90,7 @@ class TrainConfig:
     ] = "auto"
     disable_amp: Annotated[bool, Help("train in float32; the same as mixed_precision no")] = False
     compile: Annotated[
-        bool, Help("run the UNet through torch.compile: minutes before the first step, faster ones on a GPU")
+        bool, Help("run the UNet through torch.compile, which takes minutes at the start; meant for GPUs")
     ] = False
     optimizer_in_backward: Annotated[
         bool, Help("step each parameter as soon as backward has its gradient, and free that: less memory")

@@ -25,7 +25,7 @@ def compile_notes(run: RunConfig, device: torch.device) -> list[str]:
     if UNET not in run.components:
         return ["compile has no effect: the UNet does not train"]
     note = "compile: the first step waits for minutes until the UNet is compiled; samples are drawn without it"
-    return [note + ("; on a CPU no gain was measured" if device.type == "cpu" else "")]
+    return [note + ("; it is meant for GPUs" if device.type == "cpu" else "")]
 
 
 class CompiledCall:
