@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from ed_train.pieces import fast_fits, pieces, scale_
+from ed_train.pieces import Scratch, fast_fits, pieces, scale_
 
 
 def doubled(tensors, size):
@@ -39,8 +39,8 @@ def test_each_element_comes_once(size):
 
 
 def test_pieces_are_about_as_large_as_asked_for():
-    _, _, sizes = doubled([torch.randn(1000), *(torch.randn(30) for _ in range(20))], 100)
-    assert sizes == [100] * 10 + [120] * 5
+    _, _, sizes = doubled([torch.randn(1000), *(torch.randn(6) for _ in range(34))], 100)
+    assert sizes == [100] * 10 + [102] * 2
     small = [torch.randn(3, 3) for _ in range(50)]
     assert len(doubled(small, None)[2]) == 1, "small tensors come together"
 
@@ -72,6 +72,16 @@ def test_scaling_does_not_round_the_factor(dtype):
     expected = [t * 0.999 for t in tensors]
     scale_(tensors, 0.999)
     assert all(map(torch.equal, tensors, expected))
+
+
+@pytest.mark.parametrize("tensors", [[torch.rand(30)], [torch.rand(2, 3), torch.rand(5)]], ids=["one", "some"])
+def test_scratch_gives_the_results_of_an_operation(tensors):
+    scratch, given = Scratch(), [t.clone() for t in tensors]
+    roots = scratch.of("sqrt", tensors)
+    assert all(map(torch.equal, roots, [t.sqrt() for t in given]))
+    assert all(map(torch.equal, scratch.of("div", tensors, roots), [t / t.sqrt() for t in given]))
+    assert all(map(torch.equal, scratch.of("mul", tensors, 0.3), [t * 0.3 for t in given]))
+    assert all(map(torch.equal, tensors, given))
 
 
 def test_fast_fits():

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CPU_PIECE = 2**19
 """Elements: 2 MB of float32. Half of it gains as much on one core, but two need enough work for each."""
+SMALL = 16
+"""Tensors of less than this part of a piece come together on a CPU; others alone, as `Scratch` serves only these."""
 DEVICE_PIECE = 2**25
 """Elements on any other device: 128 MB of float32."""
 FUSED_DEVICES = frozenset({"cpu", "cuda"})
@@ -36,8 +38,8 @@ def pieces(rows: Iterable[Row], size: int | None = None) -> Iterator[Columns]:
 
     Args:
         rows: tensors that belong together, such as a parameter, its gradient and its momentum: equally many in each
-            row, of one shape within a row. Tensors over `size` are split where all of a row lie in memory in the same
-            way, else taken whole.
+            row, of one shape within a row. Large tensors are flattened, and split above `size`, where all of a row lie
+            in memory in the same way; else they are taken whole.
         size: elements of a piece; by default what suits the device.
 
     Yields:
@@ -47,9 +49,10 @@ def pieces(rows: Iterable[Row], size: int | None = None) -> Iterator[Columns]:
     held: dict[tuple[Any, ...], tuple[list[Row], int]] = {}
     for row in rows:
         first = row[0]
-        limit = size or (CPU_PIECE if first.device.type == "cpu" else DEVICE_PIECE)
+        on_cpu = first.device.type == "cpu"
+        limit = size or (CPU_PIECE if on_cpu else DEVICE_PIECE)
         elements = first.numel()
-        if elements > limit and (flat := _flat(row)):
+        if elements > (limit // SMALL if on_cpu else limit) and (flat := _flat(row)):
             for parts in zip(*(tensor.split(limit) for tensor in flat), strict=True):  # type: ignore[no-untyped-call]
                 yield tuple([part] for part in parts)
             continue
@@ -62,6 +65,37 @@ def pieces(rows: Iterable[Row], size: int | None = None) -> Iterator[Columns]:
             held[key] = waiting, total + elements
     for waiting, _ in held.values():
         yield _columns(waiting)
+
+
+class Scratch:
+    """Memory for the results of operations on one piece after another.
+
+    New memory, which a CPU first has to clear, costs as much as another operation. Each optimizer has its own, since
+    they may step in different threads.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[Any, Tensor] = {}
+
+    def of(self, operation: str, tensors: list[Tensor], *operands: Any) -> list[Tensor]:
+        """The results of an elementwise operation, such as ``mul``, which are valid until the next call.
+
+        Args:
+            operation: a function of torch that has a ``_foreach_`` form.
+            tensors: of one device and dtype.
+            operands: numbers, or lists of tensors; also what the last call returned.
+        """
+        import torch
+
+        first = tensors[0]
+        if len(tensors) > 1 or first.dim() != 1 or first.device.type != "cpu" or first.numel() > CPU_PIECE:
+            return list(getattr(torch, f"_foreach_{operation}")(tensors, *operands))
+        if first.dtype not in self._memory:
+            self._memory[first.dtype] = torch.empty(CPU_PIECE, dtype=first.dtype)
+        out = self._memory[first.dtype][: first.numel()]
+        others = [operand[0] if isinstance(operand, list) else operand for operand in operands]
+        getattr(torch, operation)(first, *others, out=out)
+        return [out]
 
 
 def scale_(tensors: list[Tensor], factor: float) -> None:

@@ -8,7 +8,19 @@ from typing import Any
 
 import torch
 from dadaptation import DAdaptAdam
-from ed_train.pieces import Columns, Row, Weighted, dot, fits_fused, fused_adam_, pieces, read_sums, scale_, total
+from ed_train.pieces import (
+    Columns,
+    Row,
+    Scratch,
+    Weighted,
+    dot,
+    fits_fused,
+    fused_adam_,
+    pieces,
+    read_sums,
+    scale_,
+    total,
+)
 
 SMALLEST_SCALE = 1e-20
 """The kernel gets averages that are divided by the step size; with a smaller one they might leave float32's range."""
@@ -57,6 +69,7 @@ class FastDAdaptAdam(DAdaptAdam):  # type: ignore[misc]  # the library has no ty
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.implementation = "fast"
+        self._scratch = Scratch()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -129,17 +142,16 @@ class FastDAdaptAdam(DAdaptAdam):  # type: ignore[misc]  # the library has no ty
                 state.update({name: torch.zeros_like(parameter) for name in ("s", "exp_avg", "exp_avg_sq")})
             yield parameter.detach(), parameter.grad.detach(), state["exp_avg"], state["exp_avg_sq"], state["s"]
 
-    @staticmethod
-    def _estimate(columns: Columns, settings: Settings, numerators: Weighted, norms: Weighted) -> None:
+    def _estimate(self, columns: Columns, settings: Settings, numerators: Weighted, norms: Weighted) -> None:
         """Add a piece to the weighted sum of gradients, and to what d is estimated from."""
         _, grads, _, squares, weighted = columns
         root = settings.betas[1] ** 0.5
-        denominators = torch._foreach_sqrt(squares)
+        denominators = self._scratch.of("sqrt", squares)
         torch._foreach_add_(denominators, settings.eps)
-        numerators.append((settings.scale, dot(grads, list(torch._foreach_div(weighted, denominators)))))
+        numerators.append((settings.scale, dot(grads, self._scratch.of("div", weighted, denominators))))
         scale_(weighted, root)
         torch._foreach_add_(weighted, grads, alpha=settings.step_size * (1 - root))
-        norms.append((settings.layer_scale, total(list(torch._foreach_abs(weighted)))))
+        norms.append((settings.layer_scale, total(self._scratch.of("abs", weighted))))
 
     def _has_begun(self, norms: Weighted) -> bool:
         """Whether it is certain already that the sum of the norms is not 0."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from ed_train.pieces import Row, pieces, scale_
+from ed_train.pieces import Row, Scratch, pieces, scale_
 from lion_pytorch import Lion
 
 
@@ -22,6 +22,7 @@ class FastLion(Lion):  # type: ignore[misc]  # the library has no types
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.implementation = "fast"
+        self._scratch = Scratch()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -43,7 +44,7 @@ class FastLion(Lion):  # type: ignore[misc]  # the library has no types
             if self.decoupled_wd:
                 decay = decay / self._init_lr
             for params, grads, averages in pieces(self._rows(group), self.piece):
-                updates = torch._foreach_mul(averages, beta1)
+                updates = self._scratch.of("mul", averages, beta1)
                 torch._foreach_add_(updates, grads, alpha=1 - beta1)
                 torch._foreach_sign_(updates)
                 if decay:

@@ -7,7 +7,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from ed_train.pieces import Columns, Row, Weighted, dot, fits_fused, fused_adam_, pieces, read_sums, scale_, total
+from ed_train.pieces import (
+    Columns,
+    Row,
+    Scratch,
+    Weighted,
+    dot,
+    fits_fused,
+    fused_adam_,
+    pieces,
+    read_sums,
+    scale_,
+    total,
+)
 from prodigyopt import Prodigy
 from torch import Tensor
 
@@ -28,6 +40,7 @@ class FastProdigy(Prodigy):  # type: ignore[misc]  # the library has no types
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.implementation = "fast"
+        self._scratch = Scratch()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -113,10 +126,10 @@ class FastProdigy(Prodigy):  # type: ignore[misc]  # the library has no types
             growth = d / group["d0"]
             weight = growth * (d if group["safeguard_warmup"] else step_size)
             for params, grads, starts, sums in pieces(self._sliced(group), self.piece):
-                numerators.append((growth * step_size, dot(grads, list(torch._foreach_sub(starts, params)))))
+                numerators.append((growth * step_size, dot(grads, self._scratch.of("sub", starts, params))))
                 scale_(sums, beta3)
                 torch._foreach_add_(sums, grads, alpha=weight)
-                norms.append((1.0, total(list(torch._foreach_abs(sums)))))
+                norms.append((1.0, total(self._scratch.of("abs", sums))))
         return numerators, norms
 
     def _sliced(self, group: Mapping[str, Any]) -> Iterator[Row]:
@@ -157,7 +170,7 @@ class FastProdigy(Prodigy):  # type: ignore[misc]  # the library has no types
         if moves and decay:
             torch._foreach_add_(params, params, alpha=-decay * step_size)
         if moves and group["lr"] > 0 and averages and fits_fused(columns):
-            scaled = list(torch._foreach_mul(grads, old))  # in the cache; the gradients themselves stay as they are
+            scaled = self._scratch.of("mul", grads, old)  # in the cache; the gradients themselves stay as they are
             fused_adam_((params, scaled, averages[0], squares), step_size, betas, eps)
             return
         if group["lr"] > 0:
