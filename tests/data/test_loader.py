@@ -24,7 +24,7 @@ def data(tmp_path, photo, encode, tokenizer):
     buckets, _ = assign_buckets(items, 128)
     latents = LatentCache(tmp_path / "latents", items, buckets, vae="v", crops=2, jobs=2, progress=False)
     latents.build(encode)
-    tokens = TokenCache(tmp_path / "tokens", tokenizer, fingerprint="t")
+    tokens = TokenCache(tmp_path / "tokens", lambda: tokenizer, fingerprint="t")
     tokens.add(item.caption.main for item in items)
     return items, buckets, latents, tokens
 

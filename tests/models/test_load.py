@@ -252,6 +252,12 @@ def test_each_part_of_a_single_file(kind: str, single_file: Path, sd1: Path) -> 
     assert model.load_noise_scheduler().config.beta_end == 0.012
 
 
+def test_every_tokenizer_is_one_of_its_own(sd1: Path) -> None:
+    """The loader's thread has one while samples use another: fast tokenizers fail when two threads use one."""
+    model = folder_model(sd1)
+    assert model.load_tokenizer() is not model.load_tokenizer()
+
+
 def test_the_parts_of_a_single_file_are_read_together_and_once(
     single_file: Path, sd1: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

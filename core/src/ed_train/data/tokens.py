@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,25 @@ _PER_CALL = 1024
 class TokenCache:
     """Token ids of captions: on disk for those that are known before training, in memory for those that come up later.
 
-    The tokenizer is copied: fast tokenizers fail when two threads use one, and the loader's thread is one of them.
+    Attributes:
+        store: where they are kept.
     """
 
-    def __init__(self, folder: Path, tokenizer: Any, *, fingerprint: str) -> None:
+    def __init__(self, folder: Path, load_tokenizer: Callable[[], Any], *, fingerprint: str) -> None:
         """Open the cache.
 
         Args:
             folder: where it is kept; may be shared.
-            tokenizer: a transformers tokenizer whose `model_max_length` is the text encoder's.
+            load_tokenizer: returns a transformers tokenizer whose `model_max_length` is the text encoder's, and that
+                nobody else uses: fast tokenizers fail when two threads use one, and the loader's thread is one of
+                them. Called when the first caption is not known.
             fingerprint: of the tokenizer's vocabulary and settings.
 
         Raises:
             ConfigError: the folder cannot be used.
         """
         self.store = TensorStore(folder)
-        self._tokenizer = copy.deepcopy(tokenizer)
+        self._load_tokenizer = load_tokenizer
         self._fingerprint = fingerprint
         self._memory: dict[str, Tensor] = {}
 
@@ -69,9 +72,14 @@ class TokenCache:
             self._memory.update(zip(unknown, self._tokenize(unknown), strict=True))
         return [self._memory[caption] for caption in captions]
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded when it is first needed: it takes as long as opening all caches together."""
+        return self._load_tokenizer()
+
     def _tokenize(self, texts: list[str]) -> Tensor:
-        length = self._tokenizer.model_max_length
-        encoded = self._tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        length = self.tokenizer.model_max_length
+        encoded = self.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         ids: Tensor = encoded.input_ids
         return ids
 

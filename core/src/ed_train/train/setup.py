@@ -194,17 +194,19 @@ def prepare_data(run: RunConfig, model: SdModel, accelerator: Accelerator) -> Pr
     accelerator.wait_for_everyone()
     usable = latents.usable()
     items, sizes = [scanned.items[i] for i in usable], [scanned.buckets[i] for i in usable]
-    tokens = TokenCache(cache / "tokens", model.load_tokenizer(), fingerprint=model.fingerprint("tokenizer"))
+    tokens = TokenCache(cache / "tokens", model.load_tokenizer, fingerprint=model.fingerprint("tokenizer"))
     loader = BatchLoader(
         items, sizes, latents, tokens, batch_size=train.batch_size * world, crops=train.crops_per_image,
         shuffle_tags=train.shuffle_tags, keep_tags=train.keep_tags, seed=train.seed,
         pin_memory=accelerator.device.type == "cuda",
     )  # fmt: skip
     tokens.add(["", *loader.captions])
+    if train.shuffle_tags:
+        _ = tokens.tokenizer  # new captions come up all the time
     skipped, notes = (*scanned.skipped, *latents.skipped), scanned.notes
     validator, stores = None, [latents.store, tokens.store]
     if validation and run.validation:
-        own = TokenCache(cache / "tokens", model.load_tokenizer(), fingerprint=model.fingerprint("tokenizer"))
+        own = TokenCache(cache / "tokens", model.load_tokenizer, fingerprint=model.fingerprint("tokenizer"))
         sets = validation.ready(own)
         stores += [validation.latents.store, own.store]
         validator = Validator(run.validation.config, sets, validation.latents, train, loader.steps_per_epoch)
