@@ -4,8 +4,8 @@
     python benchmarks/caches.py             # the small model
     python benchmarks/caches.py --quick     # the tiny model, fewer rounds
 
-The text encoder is timed within one process, with and without the cache in turn, with and without its
-backward pass; the first step in fresh processes, against one that only imports what a run needs and loads its UNet. Prints Markdown.
+The text encoder is timed within one process, with and without the cache in turn, with and without its backward pass;
+the first step in fresh processes, against one that only imports what a run needs and loads its UNet. Prints Markdown.
 """
 
 from __future__ import annotations

@@ -107,6 +107,7 @@ class Output:
         except ConfigError as error:  # the model's own folder is gone, and so is every checkpoint
             self._failed(session, CheckpointError(f"no checkpoint was saved: {error}"), fatal=last)
             return
+        session.model.close()
         self.writer.submit(snapshot)
         if not copy:
             self.after_save(session, self._waited(session, fatal=last))
@@ -226,6 +227,7 @@ class Output:
         scales = len(session.run.samples.cfgs)  # a row for each prompt, if it is drawn with several
         try:
             samples = self._drawn(session)
+            session.model.close()
             for sample in samples:
                 session.metrics.picture(f"{tag}/{sample.stem}", sample.image, session.step)
             paths = save_samples(samples, self.folder / "samples", name, columns=scales if scales > 1 else 4)
