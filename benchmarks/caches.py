@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,7 @@ TRAINER = """
 import json, sys, time
 started = time.perf_counter()
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ed_train.cli import main
 class First(BaseException): pass
 moment = 0.0
@@ -46,7 +48,7 @@ def forward(module, _):
 def step(*_):
     raise First
 torch.nn.modules.module.register_module_forward_pre_hook(forward)
-torch.optim.optimizer.register_optimizer_step_pre_hook(step)
+register_optimizer_step_pre_hook(step)
 try:
     sys.exit(main(sys.argv[1:]) or 1)
 except First:
@@ -64,10 +66,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="rounds of each")
     parser.add_argument("--folder", type=Path, default=Path(".work/bench"), help="where models and caches go")
     options = parser.parse_args()
-    from run import make_assets
+    from rows import Row, make_assets
 
     size, rounds = ("tiny", options.rounds or 2) if options.quick else ("small", options.rounds or 5)
-    model, photos = make_assets(options.folder, size)
+    assets = make_assets(options.folder, Row(size, size, size=size))
+    model, photos = assets.model, assets.photos
     flags = {
         "resume_ckpt": model, "data_root": photos, "resolution": 256, "batch_size": 4, "max_epochs": 2,
         "optimizer_config": options.folder / "optimizer-last.json", "logdir": options.folder / "logs",
@@ -125,8 +128,6 @@ def timed(session: Any, batch: Any, *, backward: bool, repeats: int = 20) -> flo
 
 def first_steps(flags: dict[str, Any], model: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds from the start of a process to its first step, and peak memory, cold and warm."""
-    from run import run
-
     cache = Path(flags["logdir"]).parent / "cold-cache"
     given = [f"--{k}={v}" for k, v in {**flags, "cache_dir": cache, "disable_textenc_training": "true"}.items()]
     found: dict[str, list[float]] = {}
@@ -146,6 +147,15 @@ def first_steps(flags: dict[str, Any], model: Path, rounds: int) -> dict[str, li
         for name, value in rows.items():
             found.setdefault(name, []).append(value)
     return found
+
+
+def run(arguments: list[str]) -> dict[str, float]:
+    """Run Python in a fresh process; returns what it prints last."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{arguments[0]} {arguments[-1]} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 if __name__ == "__main__":

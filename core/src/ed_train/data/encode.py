@@ -227,6 +227,17 @@ class LatentCache:
         self._hashes.save()
 
 
+def vae_encoder(vae: Any, device: torch.device) -> Encode:
+    """What `LatentCache.build` calls: a VAE that is on the device."""
+
+    @torch.inference_mode()
+    def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = vae.encode(pixels.to(device)).latent_dist
+        return posterior.mean, posterior.std
+
+    return encode
+
+
 @dataclass(frozen=True)
 class _Entry:
     path: Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
 from ed_train.config.train_keys import TrainConfig
 from ed_train.data.buckets import Size, assign_buckets
 from ed_train.data.cache_folder import keep_within
-from ed_train.data.encode import LatentCache
+from ed_train.data.encode import LatentCache, vae_encoder
 from ed_train.data.loader import BatchLoader
 from ed_train.data.scan import ImageItem, Skipped, scan_dataset
 from ed_train.data.store import TensorStore
@@ -189,7 +189,7 @@ def prepare_data(run: RunConfig, model: SdModel, accelerator: Accelerator) -> Pr
     if caches:
         vae = model.load_vae().to(accelerator.device)
         for incomplete in caches:
-            incomplete.build(_encoder(vae, accelerator.device), rank=rank, world=world)
+            incomplete.build(vae_encoder(vae, accelerator.device), rank=rank, world=world)
         del vae
     accelerator.wait_for_everyone()
     usable = latents.usable()
@@ -224,15 +224,6 @@ def _tidied(train: TrainConfig, stores: Sequence[TensorStore], accelerator: Acce
     return keep_within(
         Path(train.cache_dir or ""), {path for store in stores for path in store.used}, train.cache_max_gb
     )
-
-
-def _encoder(vae: Any, device: torch.device) -> Any:
-    @torch.inference_mode()
-    def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = vae.encode(pixels.to(device)).latent_dist
-        return posterior.mean, posterior.std
-
-    return encode
 
 
 def freeze_modules(run: RunConfig, modules: Mapping[str, nn.Module]) -> list[str]:
