@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from ed_train.models.grid import Sample, sample_grid
 from ed_train.models.load import SdModel
-from ed_train.models.prompts import SamplePrompt, SampleSettings
+from ed_train.models.prompts import SamplePrompt, SampleSettings, read_sample_prompts
 from ed_train.models.reference import ModelReference
-from ed_train.models.samples import Sample, draw_samples, labelled_grid, save_samples
-from PIL import Image
+from ed_train.models.samples import draw_samples, save_samples
+from PIL import Image, ImageDraw
 
 Parts = dict[str, Any]
 CATS = SampleSettings(samples=(SamplePrompt(prompt="a cat"),), num_inference_steps=2)
@@ -194,34 +196,98 @@ def test_zero_terminal_snr_starts_where_the_prediction_means_something(
     assert image.std() > 1  # NaN would be drawn as black
 
 
+def sample(row: int, colour: str, size: tuple[int, int] = (64, 64), **more: Any) -> Sample:
+    given = {"prompt": f"prompt {row}", "negative_prompt": "", "seed": 5, "cfg": 7.0, **more}
+    return Sample(f"0{row}-x-cfg{given['cfg']:g}", row, image=Image.new("RGB", size, colour), **given)
+
+
+def places(grid: Image.Image, colour: list[int]) -> tuple[int, int, int, int]:
+    """Left, top, width and height of what has this colour."""
+    rows, columns = np.nonzero((pixels(grid) == colour).all(axis=2))
+    return columns.min(), rows.min(), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1
+
+
 def test_files_and_grid(tmp_path: Path) -> None:
-    samples = [
-        Sample(f"0{i}-x", f"label {i}", Image.new("RGB", (64, 64), c)) for i, c in enumerate(["red", "blue", "lime"])
-    ]
-    paths = save_samples(samples, tmp_path / "samples", "00000250", columns=2)
+    samples = [sample(i, colour) for i, colour in enumerate(["red", "blue", "lime"])]
+    grid = sample_grid(samples, "step 250")
+    paths = save_samples(samples, grid, tmp_path / "samples", "00000250")
     assert [p.name for p in paths] == [
-        "00000250-00-x.jpg", "00000250-01-x.jpg", "00000250-02-x.jpg", "00000250-grid.jpg",
+        "00000250-00-x-cfg7.jpg", "00000250-01-x-cfg7.jpg", "00000250-02-x-cfg7.jpg", "00000250-grid.jpg",
     ]  # fmt: skip
     assert sorted(paths) == sorted((tmp_path / "samples").iterdir())
-    assert pixels(Image.open(paths[1]))[32, 32].tolist() == pytest.approx([0, 0, 254], abs=3)
-    assert Image.open(save_samples(samples, tmp_path, "x", columns=1, suffix=".png")[0]).format == "PNG"
+    picture = Image.open(paths[1])
+    assert pixels(picture)[32, 32].tolist() == pytest.approx([0, 0, 254], abs=3)
+    assert picture.info["comment"] == b"prompt 1 | cfg 7, seed 5"
+    assert Image.open(paths[3]).size == grid.size
+    assert Image.open(save_samples(samples, grid, tmp_path, "x", suffix=".png")[0]).format == "PNG"
 
 
-def test_grid_places_and_labels_every_picture() -> None:
+def test_a_row_for_each_prompt_and_in_it_a_picture_for_each_scale() -> None:
+    """Whole pictures of any size, and none under another or under a text."""
     samples = [
-        Sample("a", f"a long label {i} " * 20, Image.new("RGB", (64, 48), c))
-        for i, c in enumerate(["red", "blue", "lime"])
+        sample(0, "red", cfg=1.0), sample(0, "blue", cfg=7.0),
+        sample(1, "lime", (128, 64), cfg=1.0), sample(1, "cyan", (128, 64), cfg=7.0),
+        sample(2, "magenta", (64, 128), cfg=1.0), sample(2, "yellow", (64, 128), cfg=7.0),
+    ]  # fmt: skip
+    grid = sample_grid(samples, "step 250")
+    found = [places(grid, list(s.image.getpixel((0, 0)))) for s in samples]  # type: ignore[arg-type]
+    assert [place[2:] for place in found] == [s.image.size for s in samples]
+    for left, right in zip(found[::2], found[1::2], strict=True):
+        assert left[1] == right[1]
+        assert left[0] + left[2] < right[0]
+    tops = [place[1] for place in found[::2]]
+    assert tops[0] == tops[1] < tops[2], "two prompts with two pictures fit side by side"
+
+
+def test_no_text_is_cut_off_and_each_stands_above_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[str, float]] = []
+    heights: list[float] = []
+    text = ImageDraw.ImageDraw.text
+
+    def spy(pen: ImageDraw.ImageDraw, corner: tuple[int, int], line: str, **more: Any) -> None:
+        heights.append(more["font"].getbbox("cfg")[3])
+        drawn.append((line, corner[0] + more["font"].getlength(line)))
+        text(pen, corner, line, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", spy)
+    prompt = "an astronaut who rides a horse through sunflowers " * 3 + "x" * 90
+    samples = [
+        sample(0, "red", (512, 512), prompt=prompt, negative_prompt="blurry", cfg=c, seed=42) for c in (1.0, 7.5)
     ]
-    grid = pixels(labelled_grid(samples, columns=2))
-    height = grid.shape[0] // 2
-    assert grid.shape[1] == 128
-    assert grid[24, 32].tolist() == [255, 0, 0]
-    assert grid[24, 96].tolist() == [0, 0, 255]
-    assert grid[height + 24, 32].tolist() == [0, 255, 0]
-    assert grid[height + 24, 96].tolist() == [255, 255, 255]
-    for top, left in ((0, 0), (0, 64), (height, 0)):
-        assert grid[top + 48 : top + height, left : left + 64].min() < 100  # black letters
+    grid = sample_grid(samples, "myproj: step00250, step 250 (ddim, 30 steps of denoising)")
+    lines = [line for line, _ in drawn]
+    assert "".join(lines[1:-4]).replace(" ", "") == prompt.replace(" ", "")
+    assert lines[-4:] == ["not: blurry", "seed 42", "cfg 1", "cfg 7.5"]
+    assert max(end for _, end in drawn) <= grid.width
+    assert min(heights) >= 512 / 30, "legible beside pictures of this size"
+
+
+def test_one_scale_stands_with_the_seed_and_four_prompts_in_a_row() -> None:
+    colours = ["red", "blue", "lime", "cyan", "magenta"]
+    grid = sample_grid([sample(i, c, (256, 256)) for i, c in enumerate(colours)], "before")
+    tops = [places(grid, list(Image.new("RGB", (1, 1), c).getpixel((0, 0))))[1] for c in colours]  # type: ignore[arg-type]
+    assert tops[0] == tops[1] == tops[2] == tops[3] < tops[4]
 
 
 def test_labels_in_any_script_are_drawn() -> None:
-    labelled_grid([Sample("a", "猫 ☃ \U0001f600 ête", Image.new("RGB", (64, 64)))], columns=1)
+    sample_grid([sample(0, "red", prompt="猫 ☃ \U0001f600 ête\nzwei")], "x")
+
+
+def test_the_example_file_is_drawn_as_it_says(parts: Parts, tmp_path: Path) -> None:
+    """At an eighth of its sizes and with two steps."""
+    content = json.loads((Path(__file__).parents[2] / "examples" / "sample_prompts.json").read_text())
+    content["num_inference_steps"] = 2
+    for entry in content["samples"]:
+        entry["size"] = [side // 8 for side in entry.get("size", [512, 512])]
+    (tmp_path / "prompts.json").write_text(json.dumps(content))
+    settings, problems = read_sample_prompts(tmp_path / "prompts.json")
+    assert settings is not None, problems
+    samples = draw_samples(settings, **parts, captions=["a caption"])
+    assert [(s.row, s.cfg, s.image.size, s.seed) for s in samples] == [
+        (row, cfg, size, seed)
+        for row, (size, seed) in enumerate([((96, 64), 555), ((64, 64), 7), ((64, 96), 555)])
+        for cfg in (1, 4, 7)
+    ]
+    assert samples[0].negative_prompt == "blurry, low quality"
+    assert samples[-1].prompt == "a caption"
+    sample_grid(samples, "before")

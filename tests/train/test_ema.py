@@ -18,6 +18,7 @@ from ed_train.cli import main
 from ed_train.config.ema import ema_folder
 from ed_train.config.resume import EMA_FILE
 from ed_train.models.atomic import MANIFEST, check_files, read_manifest
+from ed_train.models.grid import sample_grid
 from ed_train.models.prompts import SampleSettings, read_sample_prompts
 from ed_train.models.samples import draw_samples, save_samples
 from ed_train.train import output as output_module
@@ -273,7 +274,7 @@ def test_samples_are_those_of_the_folder_that_diffusers_opens(run_cli, prompts, 
             settings or SampleSettings(), unet=pipeline.unet, text_encoder=pipeline.text_encoder, vae=pipeline.vae,
             tokenizer=pipeline.tokenizer, scheduler_config=pipeline.scheduler.config, device="cpu", resolution=64,
         )  # fmt: skip
-        paths = save_samples(samples, tmp_path / "drawn", name, columns=4)
+        paths = save_samples(samples, sample_grid(samples, ""), tmp_path / "drawn", name)
         drawn.append({path.name: path.read_bytes() for path in paths[:-1]})
     assert drawn == [trained, average]
 

@@ -94,7 +94,7 @@ def test_tensorboard_has_every_scalar_and_sample_pictures(run_cli, write_optimiz
     (state,) = events.Scalars("optimizer_state_mb/unet")  # AdamW's two averages in float32
     parameters = sum(t.numel() for t in load_file(micro_model / "unet" / WEIGHTS).values())
     assert state.value == pytest.approx(8 * parameters / 1e6, rel=0.01)
-    assert len(tags["images"]) == 4
+    assert len(tags["images"]) == 5, "four pictures and a grid"
     pictures = {p.name.partition("-")[0] for p in (folder / "samples").iterdir()}
     assert pictures == {"before", "step00002", "after"}
     assert len(list((folder / "samples").iterdir())) == 3 * 5, "four pictures and a grid each time"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import random
 import re
-import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from ed_train.models.grid import Sample
 from ed_train.models.prompts import SampleSettings
 from ed_train.models.quiet import quiet_libraries
 from ed_train.models.text import text_embeddings
@@ -28,25 +28,11 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One drawn picture.
-
-    Attributes:
-        stem: a file name without extension that no other picture of the call has.
-        label: prompt, guidance scale and seed, for people.
-        image: the picture.
-    """
-
-    stem: str
-    label: str
-    image: Image.Image
-
-
-@dataclass(frozen=True)
 class _Job:
     """One picture to draw."""
 
     number: int
+    row: int
     prompt: str
     negative_prompt: str
     seed: int
@@ -102,19 +88,24 @@ def draw_samples(
                     batch = group[start : start + settings.batch_size]
                     drawn = _draw(pipeline, batch, settings.num_inference_steps, clip_skip)
                     images.update(zip((job.number for job in batch), drawn, strict=True))
-    return [Sample(_stem(job), _label(job), images[job.number]) for job in jobs]
+    return [
+        Sample(_stem(job), job.row, job.prompt, job.negative_prompt, job.seed, job.cfg, images[job.number])
+        for job in jobs
+    ]
 
 
 def save_samples(
-    samples: Sequence[Sample], folder: Path, prefix: str, *, columns: int, suffix: str = ".jpg"
+    samples: Sequence[Sample], grid: Image.Image, folder: Path, prefix: str, *, suffix: str = ".jpg"
 ) -> list[Path]:
-    """Write each picture, and last a labelled grid of all, as ``PREFIX-STEM.jpg`` and ``PREFIX-grid.jpg``.
+    """Write each picture, and last the grid of all, as ``PREFIX-STEM.jpg`` and ``PREFIX-grid.jpg``.
+
+    A .jpg has its prompt, guidance scale and seed as its comment.
 
     Args:
         samples: the pictures.
+        grid: what `sample_grid` made of them.
         folder: made if need be.
         prefix: beginning of the file names, e.g. the step.
-        columns: pictures in a row of the grid; the number of guidance scales gives one row per prompt.
         suffix: ``.jpg`` or ``.png``.
 
     Returns:
@@ -123,39 +114,18 @@ def save_samples(
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{prefix}-{sample.stem}{suffix}" for sample in samples]
     for path, sample in zip(paths, samples, strict=True):
-        _write(sample.image, path)
-    grid = folder / f"{prefix}-grid{suffix}"
-    _write(labelled_grid(samples, columns), grid)
-    return [*paths, grid]
+        _write(sample.image, path, sample.label)
+    path = folder / f"{prefix}-grid{suffix}"
+    _write(grid, path)
+    return [*paths, path]
 
 
-def _write(image: Image.Image, path: Path) -> None:
+def _write(image: Image.Image, path: Path, comment: str = "") -> None:
     """Write a picture; Pillow itself does not notice when the disk is full."""
     buffer = io.BytesIO()
-    image.save(buffer, Image.registered_extensions()[path.suffix], quality=95)
+    more = {"comment": comment.encode()} if comment and path.suffix == ".jpg" else {}
+    image.save(buffer, Image.registered_extensions()[path.suffix], quality=95, **more)
     path.write_bytes(buffer.getvalue())
-
-
-def labelled_grid(samples: Sequence[Sample], columns: int) -> Image.Image:
-    """All pictures in one, row by row, each with its label below it."""
-    columns = min(columns, len(samples))
-    width = max(sample.image.width for sample in samples)
-    height = max(sample.image.height for sample in samples)
-    font = ImageFont.load_default(12)
-    wrapped = [_wrap(sample.label, width // 7) for sample in samples]
-    caption = 15 * max(text.count("\n") + 1 for text in wrapped) + 4
-    rows = -(-len(samples) // columns)
-    grid = Image.new("RGB", (columns * width, rows * (height + caption)), "white")
-    pen = ImageDraw.Draw(grid)
-    for index, (sample, text) in enumerate(zip(samples, wrapped, strict=True)):
-        left, top = index % columns * width, index // columns * (height + caption)
-        grid.paste(sample.image, (left, top))
-        pen.multiline_text((left + 2, top + height + 1), text, fill="black", font=font, spacing=2)
-    return grid
-
-
-def _wrap(text: str, letters: int, lines: int = 4) -> str:
-    return "\n".join(textwrap.wrap(text, max(letters, 1))[:lines])
 
 
 def _jobs(settings: SampleSettings, resolution: int, captions: Sequence[str]) -> Iterator[_Job]:
@@ -168,7 +138,9 @@ def _jobs(settings: SampleSettings, resolution: int, captions: Sequence[str]) ->
         if sample.random_caption and captions:
             prompt = random.Random(f"{seed}/{index}").choice(captions)
         for cfg in settings.cfgs:
-            yield _Job(number, prompt, sample.negative_prompt, seed, sample.size or (resolution, resolution), cfg)
+            yield _Job(
+                number, index, prompt, sample.negative_prompt, seed, sample.size or (resolution, resolution), cfg
+            )
             number += 1
 
 
@@ -240,8 +212,3 @@ def _embed(pipeline: StableDiffusionPipeline, texts: list[str], clip_skip: int) 
 def _stem(job: _Job) -> str:
     words = re.sub(r"[^a-z0-9]+", "-", job.prompt.lower()).strip("-")[:50].rstrip("-") or "empty"
     return f"{job.number:02d}-{words}-cfg{job.cfg:g}"
-
-
-def _label(job: _Job) -> str:
-    negative = f" | not: {job.negative_prompt}" if job.negative_prompt else ""
-    return f"{job.prompt}{negative} | cfg {job.cfg:g}, seed {job.seed}"

@@ -20,7 +20,8 @@ from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
 from ed_train.data.files import reason, write_atomic
 from ed_train.errors import CheckpointError, ConfigError, EdTrainError, NonFiniteWeightsError
 from ed_train.models.atomic import clean_partials
-from ed_train.models.samples import Sample, draw_samples, save_samples
+from ed_train.models.grid import Sample, sample_grid
+from ed_train.models.samples import draw_samples, save_samples
 from ed_train.models.save import weights_of
 from ed_train.train.checkpoint import (
     CheckpointWriter,
@@ -224,13 +225,16 @@ class Output:
             tag: begins the pictures' names in the metrics.
         """
         self.after_save(session, self._waited(session))  # saving may remove the checkpoint that has the VAE's files
-        scales = len(session.run.samples.cfgs)  # a row for each prompt, if it is drawn with several
+        settings = session.run.samples
+        title = f"{session.run.train.project_name}: {name}, step {session.step} ({settings.scheduler}, "
         try:
             samples = self._drawn(session)
             session.model.close()
             for sample in samples:
                 session.metrics.picture(f"{tag}/{sample.stem}", sample.image, session.step)
-            paths = save_samples(samples, self.folder / "samples", name, columns=scales if scales > 1 else 4)
+            grid = sample_grid(samples, f"{title}{settings.num_inference_steps} steps of denoising)")
+            session.metrics.picture(f"{tag}/grid", grid, session.step)
+            paths = save_samples(samples, grid, self.folder / "samples", name)
         except (OSError, ConfigError) as error:
             session.metrics.say(f"warning: no samples of {name}: {reason(error)}; training goes on")
         else:
