@@ -58,6 +58,7 @@ bench: $(READY) ## time and memory of training, side by side with a hand-written
 	$(BIN)/python benchmarks/checkpoints.py
 	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/caches.py
+	$(BIN)/python benchmarks/memory.py
 
 bench-quick: $(READY) ## one row of it, in under 3 minutes
 	$(BIN)/python benchmarks/run.py --quick $(ARGS)
