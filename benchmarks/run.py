@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Compare ed-train's training loop with a hand-written one, the floor, in every kind of work that has a target.
 
-    python benchmarks/run.py                          # all rows, three rounds
+    python benchmarks/run.py                          # all rows, two rounds
     python benchmarks/run.py --quick                  # one row, one round, in under 3 minutes
     python benchmarks/run.py --rows both,small --rounds 5
     python benchmarks/run.py --write-docs             # and put the tables into docs/benchmarks.md
@@ -72,7 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="show where the time of a step goes, instead")
     options = parser.parse_args()
     options.rows = options.rows or (["both"] if options.quick else keys)
-    options.rounds = options.rounds or (1 if options.quick else 3)
+    options.rounds = options.rounds or (1 if options.quick else 2)
     options.folder = options.folder.resolve()
     if unknown := set(options.rows) - set(keys):
         parser.error(f"--rows: unknown {', '.join(sorted(unknown))}; known are {', '.join(keys)}")
