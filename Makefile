@@ -18,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture lint types docs bench bench-quick clean
+.PHONY: help setup demo test torture lint types docs bench compare bench-quick clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -59,6 +59,9 @@ bench: $(READY) ## time and memory of training, side by side with a hand-written
 	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/caches.py
 	$(BIN)/python benchmarks/memory.py
+
+compare: $(READY) ## every optimizer on the demo's task, and a report (.work/compare/report.html)
+	PYTHONPATH=examples HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/compare.py $(ARGS)
 
 bench-quick: $(READY) ## one row of it, in under 3 minutes
 	$(BIN)/python benchmarks/run.py --quick $(ARGS)

@@ -13,7 +13,6 @@ from typing import Any
 
 from rows import ROWS, Row
 
-BEGIN, END = "<!-- measured by make bench -->", "<!-- end of what make bench measured -->"
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 MEMORY, FIRST_STEP, LIST_MS = 1.05, 1.15, 100.0
 """The targets that do not depend on the row: against the floor's memory, its start, and milliseconds."""
@@ -34,11 +33,18 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
-def write_docs(page: Path, text: str) -> None:
-    """Put the tables between the two marks of a page."""
-    before, _, rest = page.read_text("utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf-8")
+def write_docs(page: Path, text: str, command: str = "make bench") -> None:
+    """Put the tables between the two marks of a page that name the command which measured.
+
+    Raises:
+        SystemExit: the page has no such marks.
+    """
+    begin, end = f"<!-- measured by {command} -->", f"<!-- end of what {command} measured -->"
+    before, found, rest = page.read_text("utf-8").partition(begin)
+    _, found_too, after = rest.partition(end)
+    if not (found and found_too):
+        raise SystemExit(f"{page}: expected {begin} and {end}")
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", "utf-8")
 
 
 def ratios(row: dict[str, Any], program: str, base: str) -> list[float]:
