@@ -341,7 +341,7 @@ def test_a_failed_save_leaves_no_average_behind(make_session) -> None:
     session = make_session(ema_decay_rate=0.9)
     next(steps(session))
     writer = session.output.writer
-    snapshot = session.output._snapshot(session, {}, copy=False, last=True)
+    snapshot = session.output.snapshot(session, {}, copy=False, last=True)
     with pytest.raises(Exception, match="pickle"):
         writer.write(replace(snapshot, states={"training_state.pt": lambda: None}))
     assert list(writer.folder.iterdir()) == []

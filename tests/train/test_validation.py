@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from ed_train.config.ema import ema_folder
+from ed_train.config.resume import STATE_FILE
+from ed_train.models.atomic import check_files, read_manifest
+from ed_train.train.validation import Validator
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from train.resuming import WEIGHTS, assert_equal_weights, losses
+from train.resuming import WEIGHTS, assert_equal_runs, assert_equal_weights, losses
 
 ADAMW = {"base": {"optimizer": "adamw", "lr": 1e-3}, "text_encoder_overrides": {"optimizer": "prodigy", "d0": 1e-3}}
 
@@ -93,3 +102,85 @@ def test_training_does_not_notice(optimizer, write_optimizer, run_cli, validate,
     assert losses(without) == losses(with_) != {}
     for name in WEIGHTS:
         assert_equal_weights(without / name, with_ / name)
+
+
+def bests(tmp_path: Path) -> list[Path]:
+    return sorted(path for path in (tmp_path / "logs").glob("*/ckpts/best-*") if not path.name.endswith("-ema"))
+
+
+def test_the_best_weights_are_kept_whatever_becomes_of_the_checkpoints(
+    run_cli, validate, tmp_path, monkeypatch, capsys
+) -> None:
+    validate(val_split_proportion=0.25, keep_best_ckpt=True)
+    real = Validator._losses
+    made_up = iter([0.1, 0.9, 0.7, 0.8, 0.75])
+
+    def losses_of_a_run(self: Validator, session: Any) -> list[float]:
+        assert len(real(self, session)) == 1
+        return [next(made_up)]
+
+    monkeypatch.setattr(Validator, "_losses", losses_of_a_run)
+    assert run_cli(max_epochs=4, save_every_n_epochs=1, keep_last_n_ckpts=1) == 0
+    out = capsys.readouterr().out
+    (best,) = bests(tmp_path)
+    assert best.name == "best-myproj-ep02-gs00006", "the model before the first step is no result, whatever its loss"
+    assert [path.name for path in best.parent.iterdir() if path != best] == ["last-myproj-ep04-gs00012"]
+    manifest = read_manifest(best)
+    check_files(best, manifest)
+    assert manifest["best_of"]["loss"] == 0.7
+    assert "run_id" not in manifest
+    assert not (best / STATE_FILE).exists()
+    assert f"best checkpoint: {best} (validation loss of val 0.7000, step 6)" in out
+    assert "validation: val 0.8000 (best 0.7000 at step 6)" in out
+    assert not torch.equal(*(load_file(c / WEIGHTS[0])["conv_in.weight"] for c in (best, checkpoint(tmp_path))))
+    StableDiffusionPipeline.from_pretrained(best)
+
+
+def test_the_best_weights_survive_a_resume_and_are_replaced_by_better_ones(
+    train_and_stop, validate, tmp_path, capsys
+) -> None:
+    validate(val_split_proportion=0.25, keep_best_ckpt=True)
+    parts = train_and_stop("parts", at=(4,), max_epochs=3, keep_last_n_ckpts=1, ema_decay_rate=0.5)
+    (best,) = bests(tmp_path)
+    found = scalars(tmp_path, "parts")["validation/loss/val"]
+    lowest = min(step for step in found if step and found[step] == min(found[s] for s in found if s))
+    assert best.name.endswith(f"gs{lowest:05d}")
+    assert ema_folder(best).is_dir()
+    assert sorted(path.name for path in best.parent.iterdir() if path.name.startswith("best")) == [
+        best.name, f"{best.name}-ema"
+    ]  # fmt: skip
+    if lowest == 9:
+        assert_equal_weights(best / WEIGHTS[0], parts / WEIGHTS[0])
+
+
+def test_an_interrupted_run_validates_as_one_in_one_go(train_and_stop, validate, tmp_path, photos) -> None:
+    validate(val_split_proportion=0.25, every_n_epochs=0.5, use_relative_loss=True, stabilize_training_loss=True)
+    whole = train_and_stop("whole", max_epochs=2)
+    parts = train_and_stop("parts", at=(2, 3), max_epochs=2)
+    assert_equal_runs(whole, parts)
+    of_whole, of_parts = (scalars(tmp_path, name) for name in ("whole", "parts"))
+    tags = [tag for tag in of_whole if tag.startswith("validation/")]
+    assert len(tags) == 4
+    assert {tag: of_whole[tag] for tag in tags} == {tag: of_parts[tag] for tag in tags}
+
+
+def test_a_signal_ends_a_validation_at_once_and_a_resume_repeats_it(
+    run_cli, validate, tmp_path, monkeypatch, capsys
+) -> None:
+    validate(val_split_proportion=0.5, batch_size=1)
+    real = Validator._loss
+    calls = []
+
+    def loss(self: Validator, *args: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 6:  # in the second one, after the first epoch of two steps
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args)
+
+    monkeypatch.setattr(Validator, "_loss", loss)
+    assert run_cli(max_epochs=2) == 143
+    assert len(calls) == 6
+    assert list(scalars(tmp_path)["validation/loss/val"]) == [0]
+    assert "validation: " not in capsys.readouterr().out.partition("step 2/4")[2]
+    assert run_cli(max_epochs=2, resume="latest") == 0
+    assert list(scalars(tmp_path)["validation/loss/val"]) == [0, 2, 4]

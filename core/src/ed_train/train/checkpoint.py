@@ -26,6 +26,7 @@ from ed_train.config.resume import STATE_FILES, is_count
 from ed_train.errors import CheckpointError
 from ed_train.models.atomic import MANIFEST, atomic_folder, read_manifest, remove_folder
 from ed_train.models.save import ModelWeights, write_pipeline
+from ed_train.train.best import BEST_OF, remove_other_bests
 from ed_train.train.single_files import SINGLE_FILE, remove_single_files, single_file, write_single_files
 from ed_train.train.state import size_of
 
@@ -53,6 +54,11 @@ class Snapshot:
     states: Mapping[str, Any]
     manifest: Mapping[str, Any]
     averaged: Mapping[str, ModelWeights] | None = None
+
+    @property
+    def run_id(self) -> str:
+        """Of the run that it is of."""
+        return str(self.manifest[BEST_OF]["run_id"] if BEST_OF in self.manifest else self.manifest["run_id"])
 
     @property
     def bytes(self) -> int:
@@ -124,23 +130,26 @@ class CheckpointWriter:
             CheckpointError: the disk is full or failing, or weights are not finite. Older checkpoints stay as they are.
         """
         self._check_space(snapshot)
-        run_id = snapshot.manifest["run_id"]
+        run_id = snapshot.run_id
         _remove_ema(snapshot.target, run_id)  # of a checkpoint that a crash has kept from getting its name
         try:
             self._write_both(snapshot)
         except BaseException:
             _remove_ema(snapshot.target, run_id)
             raise
-        self.saved.append(snapshot.target)
-        self._tidy_up(run_id)
+        if BEST_OF in snapshot.manifest:
+            remove_other_bests(snapshot.target, snapshot.manifest[BEST_OF])
+        else:
+            self.saved.append(snapshot.target)
+            self._tidy_up(run_id)
         if SINGLE_FILE in snapshot.manifest:
             self.lines.append(write_single_files(snapshot.target, snapshot.pipelines, snapshot.manifest))
         return snapshot.target
 
     def _write_both(self, snapshot: Snapshot) -> None:
         if snapshot.averaged:
-            manifest = {k: v for k, v in snapshot.manifest.items() if k != "run_id"}  # which a checkpoint has
-            ema_of = {EMA_OF: snapshot.manifest["run_id"]}
+            manifest = {k: v for k, v in snapshot.manifest.items() if k not in ("run_id", BEST_OF)}  # it is neither
+            ema_of = {EMA_OF: snapshot.run_id}
             with atomic_folder(ema_folder(snapshot.target), extra={**manifest, **ema_of}) as folder:
                 write_pipeline(folder, **snapshot.pipelines[ema_folder(snapshot.target)])
         with atomic_folder(snapshot.target, extra=snapshot.manifest) as folder:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
 
 from ed_train.config.ema import EMA_RECORD, ema_folder
 from ed_train.config.record import configuration_of
@@ -33,6 +30,7 @@ from ed_train.train.checkpoint import (
 )
 from ed_train.train.ema import averaged
 from ed_train.train.optimizer_state import optimizer_record
+from ed_train.train.run_folder import locked, new_folder
 from ed_train.train.single_files import SINGLE_FILE
 from ed_train.train.state import OPTIMIZER_FILES, on_cpu, size_of
 
@@ -61,8 +59,8 @@ class Output:
         """
         train, resume = run.train, run.resume
         name = train.run_name or f"{train.project_name}_{time.strftime('%Y%m%d-%H%M%S')}"
-        self.folder = resume.folder if resume and resume.folder else _new_folder(Path(train.logdir), name)
-        self._lock = _locked(self.folder)
+        self.folder = resume.folder if resume and resume.folder else new_folder(Path(train.logdir), name)
+        self._lock = locked(self.folder)
         self.run_id = str(resume.manifest["run_id"]) if resume else secrets.token_hex(8)
         checkpoints = Path(train.save_ckpt_dir) if train.save_ckpt_dir else self.folder / "ckpts"
         if checkpoints.is_dir():
@@ -95,33 +93,45 @@ class Output:
         Raises:
             EdTrainError: it cannot be written, and `last`, or as often before; or weights are not finite.
         """
-        self.after_save(session, self._waited(session))
+        self.settle(session)
         if session.step == self._saved_step:
             return
         self.last_saved, self._saved_step = time.monotonic(), session.step
         components = session.components
         size = sum(size_of(c.module.state_dict()) + size_of(c.optimizer.state_dict()) for c in components)
         size += size_of(session.ema.averages) if session.ema else 0
-        copy = not last and fits_in_memory(size)
+        self._write(session, size, lambda copy: self.snapshot(session, state, copy=copy, last=last), fatal=last)
+
+    def save_best(self, session: Session, size: int, take: Callable[[bool], Snapshot]) -> None:
+        """Write the best weights so far, `size` bytes, as `save` does; `take` takes them, and a copy if told so."""
+        self.settle(session)
+        self._write(session, size, take, fatal=False)
+
+    def _write(self, session: Session, size: int, take: Callable[[bool], Snapshot], *, fatal: bool) -> None:
+        copy = not fatal and fits_in_memory(size)
         try:
-            snapshot = self._snapshot(session, state, copy=copy, last=last)
+            snapshot = take(copy)
         except ConfigError as error:  # the model's own folder is gone, and so is every checkpoint
-            self._failed(session, CheckpointError(f"no checkpoint was saved: {error}"), fatal=last)
+            self._failed(session, CheckpointError(f"no checkpoint was saved: {error}"), fatal=fatal)
             return
         session.model.close()
         self.writer.submit(snapshot)
         if not copy:
-            self.after_save(session, self._waited(session, fatal=last))
+            self.after_save(session, self._waited(session, fatal=fatal))
 
     def poll(self, session: Session) -> None:
         """Say what has been saved, or not, since the last time. Raises EdTrainError as `save` does."""
         if not self.writer.busy:
-            self.after_save(session, self._waited(session))
+            self.settle(session)
+
+    def settle(self, session: Session) -> None:
+        """The same, after what is being written is."""
+        self.after_save(session, self._waited(session))
 
     def after_save(self, session: Session, saved: Path | None) -> None:
         if saved:
             self._failures = 0
-            session.model.spare = saved
+            session.model.spare = saved if saved in self.saved else session.model.spare
             session.metrics.say(f"saved {saved}{' and its EMA, ' + ema_folder(saved).name if session.ema else ''}")
             while self.writer.lines:
                 session.metrics.say(self.writer.lines.pop(0))
@@ -150,12 +160,14 @@ class Output:
             raise EdTrainError(message) from error
         session.metrics.say(f"warning: {error}; training goes on")
 
-    def _snapshot(self, session: Session, state: Mapping[str, Any], *, copy: bool, last: bool) -> Snapshot:
+    def snapshot(self, session: Session, state: Mapping[str, Any] | None, *, copy: bool, last: bool) -> Snapshot:
+        """What a checkpoint holds; without `state`, the weights alone."""
         train, model = session.run.train, session.model
         prefix = "last-" if last and session.done and not train.no_prepend_last else ""
         epoch = session.epoch + (1 if last and session.batches_done else 0)
         name = f"{prefix}{train.project_name}-ep{epoch:02d}-gs{session.step:05d}"
-        states: dict[str, Any] = {OPTIMIZER_FILES[c.name]: c.optimizer.state_dict() for c in session.components}
+        components = [] if state is None else session.components
+        states: dict[str, Any] = {OPTIMIZER_FILES[c.name]: c.optimizer.state_dict() for c in components}
         if session.ema:
             states[EMA_FILE] = session.ema.state_dict()
         states = on_cpu(states) if copy else states
@@ -172,7 +184,7 @@ class Output:
                 "tokenizer": model.copyable("tokenizer") or model.load_tokenizer(),
                 "scheduler_config": model.scheduler_config(zero_terminal_snr=train.enable_zero_terminal_snr),
             },
-            states={STATE_FILE: state, **states},
+            states={STATE_FILE: state, **states} if state is not None else {},
             manifest=self._manifest(session),
             averaged=averaged(weights, states[EMA_FILE]) if session.ema else None,
         )
@@ -224,7 +236,7 @@ class Output:
             name: begins the names of the files.
             tag: begins the pictures' names in the metrics.
         """
-        self.after_save(session, self._waited(session))  # saving may remove the checkpoint that has the VAE's files
+        self.settle(session)  # saving may remove the checkpoint that has the VAE's files
         settings = session.run.samples
         title = f"{session.run.train.project_name}: {name}, step {session.step} ({settings.scheduler}, "
         try:
@@ -257,33 +269,6 @@ class Output:
                 captions=session.loader.captions,
                 autocast=session.accelerator.autocast,
             )
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            folder = parent / (name if number == 1 else f"{name}-{number}")
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue
-            return folder
-    except OSError as error:
-        raise EdTrainError(f"logdir: the run's folder {parent / name} cannot be made: {error.strerror}") from error
-    raise AssertionError("itertools.count never ends")
-
-
-def _locked(folder: Path) -> FileLock:
-    """Take a run's folder for this process; the lock goes with the process, however it ends."""
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise EdTrainError(f"{folder} is in use by another ed-train; end that one, or begin a new run") from None
-    except OSError as error:
-        raise EdTrainError(f"the run's folder {folder} cannot be written to: {error.strerror}") from error
-    return lock
 
 
 def _lines_before(path: Path, epoch: int) -> list[str]:

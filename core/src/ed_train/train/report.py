@@ -92,6 +92,10 @@ class Report:
             print_line(f"warning: {len(skipped)} pictures were not used; see the list at the start")
         if session.output.saved:
             print_line(f"checkpoint: {session.output.saved[-1]}")
+            if session.validator and (best := session.validator.kept(session)):
+                print_line(
+                    f"best checkpoint: {best.path} (validation loss of {best.name} {best.loss:.4f}, step {best.step})"
+                )
             if not session.done:
                 print_line(f"go on with: ed-train --resume {session.output.saved[-1]}")
 

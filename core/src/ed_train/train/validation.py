@@ -20,6 +20,7 @@ from torch import Tensor
 from ed_train.config.ema import uses_ema
 from ed_train.config.validation import TRAIN, ValidationConfig
 from ed_train.data.encode import LatentCache
+from ed_train.train.best import Best, find_best, keep_best
 from ed_train.train.validation_data import ValidationSet
 
 if TYPE_CHECKING:
@@ -105,8 +106,28 @@ class Validator:
                 return
             self._mark = self._intervals(session)
             names = [one.scanned.name for one in self.sets]
-            self._count(dict(zip(names, losses, strict=False)), session.step)
+            own = dict(zip(names, losses, strict=False))
+            self._count(own, session.step)
+            self._keep_best(session, own)
         self._log(session, names, losses)
+
+    def kept(self, session: Session) -> Best | None:
+        """The weights that are kept as the best of the run, in the main process; None where it keeps none."""
+        name, output = self.config.watched, session.output
+        if not self.config.keep_best_ckpt or name is None or output is None:
+            return None
+        return find_best(output.writer.folder, output.run_id, self._fingerprints[name])
+
+    def _keep_best(self, session: Session, losses: Mapping[str, float]) -> None:
+        """Keep the weights if they are better than those that have been kept; what is on the disk decides."""
+        name, output = self.config.watched, session.output
+        keeps = self.config.keep_best_ckpt and not session.run.train.no_save_ckpt
+        if not keeps or name is None or output is None or not session.step or not math.isfinite(losses[name]):
+            return
+        output.settle(session)
+        kept = self.kept(session)
+        if kept is None or losses[name] < kept.loss:
+            keep_best(session, name, self._fingerprints[name], losses[name])
 
     def _intervals(self, session: Session) -> int:
         """How many validations are due up to where the run is."""
