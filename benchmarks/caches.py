@@ -74,7 +74,7 @@ def main() -> None:
     flags = {
         "resume_ckpt": model, "data_root": photos, "resolution": 256, "batch_size": 4, "max_epochs": 2,
         "optimizer_config": options.folder / "optimizer-last.json", "logdir": options.folder / "logs",
-        "no_save_ckpt": "true", "sample_steps": 0,
+        "save_nothing": "true", "sample_steps": 0,
     }  # fmt: skip
     adamw = {"base": {"optimizer": "adamw", "lr": 1e-6}}
     freezing = {"text_encoder_freezing": {"unfreeze_last_n_layers": LAST_LAYERS}}

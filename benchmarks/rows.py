@@ -115,7 +115,7 @@ def trainer_flags(row: Row, assets: Assets, folder: Path, precision: str, steps:
     flags: dict[str, Any] = {
         "resume_ckpt": assets.model, "data_root": assets.photos, "resolution": row.resolution, "batch_size": BATCH_SIZE,
         "max_epochs": 1000, "max_steps": steps, "optimizer_config": assets.optimizer, "logdir": folder / "logs",
-        "cache_dir": folder / "cache", "no_save_ckpt": "true", "sample_steps": 0, "cond_dropout": 0,
+        "cache_dir": folder / "cache", "save_nothing": "true", "sample_steps": 0, "cond_dropout": 0,
         "grad_accum": row.grad_accum,
     }  # fmt: skip
     flags |= {"clip_grad_norm": row.clip} if row.clip else {}

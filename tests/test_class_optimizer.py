@@ -137,7 +137,7 @@ def test_train_and_eval_are_found(module) -> None:
 @pytest.mark.slow
 def test_a_run_with_a_class(run_cli, write_optimizer, capsys) -> None:
     write_optimizer({"base": {"optimizer": "torch.optim:NAdam", "lr": 1e-3, "eps": 1e-7, "epsilon": 1e-7}})
-    assert run_cli(max_steps=2, no_save_ckpt=True) == 0
+    assert run_cli(max_steps=2, save_nothing=True) == 0
     out = capsys.readouterr().out
     assert "with torch.optim:NAdam" in out
     assert "no plugin" in out

@@ -91,6 +91,7 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "compile": (True, False),
     "save_full_precision": (True, False),
     "no_save_ckpt": (True, False),
+    "save_nothing": (True, False),
     "no_prepend_last": (True, False),
     "sample_prompts": ("one.txt", "two.txt"),
     "sample_steps": (10, 0),
@@ -199,10 +200,14 @@ def test_a_detail_of_a_key_that_is_off_is_silent(key, resolve) -> None:
             {"save_full_precision": True},
             "has no effect without save_single_file: checkpoint folders always are in float32",
         ),
-        ({"no_save_ckpt": True}, "means no checkpoint of any kind: what is trained is gone when the run ends"),
+        ({"save_nothing": True}, "means no checkpoint of any kind: what is trained is gone when the run ends"),
         (
             {"no_save_ckpt": True, "save_single_file": True},
-            "save_single_file=true (train.json:4) has no effect with no_s",
+            "save_single_file=true (train.json:4) has no effect with no_save_ckpt, which means checkpoint folders only",
+        ),
+        (
+            {"save_nothing": True, "save_single_file": True},
+            "save_single_file=true (train.json:4) has no effect with save_nothing",
         ),
     ],
 )
@@ -216,6 +221,7 @@ def test_keys_that_go_together_get_none(resolve) -> None:
         == ()
     )
     assert resolve({"keep_tags": 0, "save_full_precision": False, "no_save_ckpt": False}).notes == ()
+    assert resolve({"no_save_ckpt": True}).notes == ()
 
 
 # The moving average

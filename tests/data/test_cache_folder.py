@@ -113,7 +113,7 @@ def test_sizes_for_people() -> None:
 
 @pytest.mark.slow
 def test_a_run_says_how_large_its_cache_is_and_keeps_to_the_limit(run_cli, tmp_path, capsys) -> None:
-    own = {"cache_dir": tmp_path / "own", "max_steps": 1, "no_save_ckpt": True, "disable_textenc_training": True}
+    own = {"cache_dir": tmp_path / "own", "max_steps": 1, "save_nothing": True, "disable_textenc_training": True}
     assert run_cli(**own) == 0
     assert f"cache: {tmp_path / 'own'}: 3 files, " in capsys.readouterr().out
     assert run_cli(**own, resolution=128, cache_max_gb=1e-9) == 0

@@ -130,8 +130,8 @@ def test_a_second_signal_leaves_at_once(name: str, runner: Runner, undisturbed) 
 
 def test_a_signal_to_a_run_that_saves_nothing_says_so(runner: Runner) -> None:
     stop = partial(before_call, FORWARD, 3, partial(send, signal.SIGTERM))
-    output = runner.run(stop, expect=143, no_save_ckpt=True)
-    assert "nothing was saved: no_save_ckpt is set" in output
+    output = runner.run(stop, expect=143, save_nothing=True)
+    assert "nothing was saved: save_nothing is set" in output
     assert "go on with" not in output
     assert runner.checkpoints == []
 

@@ -164,7 +164,7 @@ def test_training_is_the_same_with_an_average(run_cli, prompts, micro_model, tmp
     losses = []
     for more in ({}, {"ema_decay_rate": 0.9, "ema_resume_model": micro_model, "sample_steps": 1}):
         shutil.rmtree(tmp_path / "logs", ignore_errors=True)
-        assert run_cli(no_save_ckpt=True, sample_prompts=prompts, **more) == 0
+        assert run_cli(save_nothing=True, sample_prompts=prompts, **more) == 0
         (run,) = (tmp_path / "logs").glob("*_*")
         losses.append([event.value for event in EventAccumulator(str(run)).Reload().Scalars("loss")])
     assert len(losses[0]) == 4

@@ -90,7 +90,7 @@ def test_no_optimizer_is_poisoned_by_a_step_that_was_not_finite(optimizer, make_
 def test_the_run_says_which_pictures_and_goes_on(spoil_loss, run_cli, write_optimizer, photos, capsys) -> None:
     write_optimizer(ADAMW)
     spoil_loss(math.nan, range(1, 2))
-    assert run_cli(no_save_ckpt=True) == 0
+    assert run_cli(save_nothing=True) == 0
     out = capsys.readouterr().out
     (line,) = (line for line in out.splitlines() if "not finite; step skipped" in line)
     assert line.startswith("warning: step 2: the loss is not finite; step skipped (")
@@ -148,6 +148,6 @@ def test_a_picture_that_the_vae_cannot_encode_is_left_out(
         return encoded
 
     monkeypatch.setattr(AutoencoderKL, "encode", encode)
-    assert run_cli(no_save_ckpt=True, cache_dir=tmp_path / "cache") == 0
+    assert run_cli(save_nothing=True, cache_dir=tmp_path / "cache") == 0
     assert "picture not used: " in (out := capsys.readouterr().out)
     assert "the VAE gives values that are not finite (NaN)" in out

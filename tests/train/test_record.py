@@ -62,7 +62,7 @@ def test_run_json_repeats_the_run(run_cli, write_optimizer, tmp_path, monkeypatc
 
 def test_what_run_json_holds(run_cli, write_optimizer, tmp_path, micro_model) -> None:
     write_optimizer(OPTIMIZER)
-    assert run_cli(lr=2e-3, max_steps=1, no_save_ckpt=True) == 0
+    assert run_cli(lr=2e-3, max_steps=1, save_nothing=True) == 0
     record = json.loads((folders(tmp_path)[0] / "run.json").read_text())
     assert record["train"]["resume_ckpt"] == str(micro_model)
     assert record["train"]["seed"] == record["seed"] == 555
@@ -88,7 +88,7 @@ def test_the_git_commit_of_the_current_directory(run_cli, tmp_path, monkeypatch)
     for command in commands:
         subprocess.run(["git", *command], check=True)
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    assert run_cli(max_steps=1, no_save_ckpt=True) == 0
+    assert run_cli(max_steps=1, save_nothing=True) == 0
     assert json.loads((folders(tmp_path)[0] / "run.json").read_text())["git_commit"] == head
 
 

@@ -54,7 +54,7 @@ def test_a_run_writes_a_checkpoint_that_diffusers_opens(
 
 def test_the_report_says_what_trains_with_what_and_where_it_came_from(run_cli, write_optimizer, capsys) -> None:
     write_optimizer({"base": {"optimizer": "adamw", "lr": 1e-3, "d0": 1e-5}})
-    assert run_cli(max_steps=1, no_save_ckpt=True, grad_accum=2, lowvram=True) == 0
+    assert run_cli(max_steps=1, save_nothing=True, grad_accum=2, lowvram=True) == 0
     out = capsys.readouterr().out
     for line in (
         "UNet: 0.5 M of 0.5 M parameters train",
@@ -70,7 +70,7 @@ def test_the_report_says_what_trains_with_what_and_where_it_came_from(run_cli, w
 
 
 def test_the_8_bit_default_warns_once_on_a_cpu(run_cli, capsys) -> None:
-    assert run_cli(max_steps=1, no_save_ckpt=True) == 0
+    assert run_cli(max_steps=1, save_nothing=True) == 0
     assert capsys.readouterr().out.count("10 to 16 times") == 1
 
 
@@ -79,7 +79,7 @@ def test_tensorboard_has_every_scalar_and_sample_pictures(run_cli, write_optimiz
     prompts = tmp_path / "prompts.json"
     settings = {"num_inference_steps": 2, "cfgs": [1, 7], "samples": [{"prompt": "a cat"}, {"random_caption": True}]}
     prompts.write_text(json.dumps(settings))
-    assert run_cli(sample_steps=2, sample_prompts=prompts, no_save_ckpt=True) == 0
+    assert run_cli(sample_steps=2, sample_prompts=prompts, save_nothing=True) == 0
     folder = run_folder(tmp_path)
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     tags = events.Tags()
@@ -106,7 +106,7 @@ def test_samples_are_drawn_from_fixed_seeds_and_leave_training_alone(run_cli, wr
     losses = []
     for steps in (0, 1):
         shutil.rmtree(tmp_path / "logs", ignore_errors=True)
-        assert run_cli(sample_steps=steps, sample_prompts=tmp_path / "prompts.txt", no_save_ckpt=True) == 0
+        assert run_cli(sample_steps=steps, sample_prompts=tmp_path / "prompts.txt", save_nothing=True) == 0
         events = EventAccumulator(str(run_folder(tmp_path))).Reload()
         losses.append([e.value for e in events.Scalars("loss")])
     assert losses[0] == losses[1]
@@ -157,7 +157,7 @@ def test_the_same_seed_gives_the_same_weights(run_cli, write_optimizer, tmp_path
 )
 def test_settings_train(run_cli, write_optimizer, tmp_path, more) -> None:
     write_optimizer(ADAMW)
-    assert run_cli(**{"max_steps": 2, "no_save_ckpt": True, **more}) == 0
+    assert run_cli(**{"max_steps": 2, "save_nothing": True, **more}) == 0
     events = EventAccumulator(str(run_folder(tmp_path))).Reload()
     assert all(0 < e.value < 100 for e in events.Scalars("loss"))
     if "write_schedule" in more:
@@ -201,7 +201,7 @@ def test_a_bad_picture_is_named_and_skipped_and_the_rest_trains(
     (folder / "broken.jpg").write_bytes((next(photos.glob("*.jpg"))).read_bytes()[:2000])
     (folder / "text.png").write_text("not a picture")
     write_optimizer(ADAMW)
-    assert run_cli(data_root=folder, max_steps=1, no_save_ckpt=True) == 0
+    assert run_cli(data_root=folder, max_steps=1, save_nothing=True) == 0
     out = capsys.readouterr().out
     assert "data: " in out
     assert "8 pictures" in out
@@ -237,14 +237,23 @@ def test_the_lr_follows_its_schedule_in_optimizer_steps(run_cli, write_optimizer
     write_optimizer(
         {"base": {"optimizer": "adamw", **schedule}, "text_encoder_overrides": {"lr_scheduler": "constant"}}
     )
-    assert run_cli(grad_accum=2, max_epochs=2, no_save_ckpt=True) == 0
+    assert run_cli(grad_accum=2, max_epochs=2, save_nothing=True) == 0
     events = EventAccumulator(str(run_folder(tmp_path))).Reload()
     assert [e.value for e in events.Scalars("lr/unet")] == pytest.approx([0.75e-3, 0.5e-3, 0.25e-3, 0])
     assert [e.value for e in events.Scalars("lr/text_encoder")] == pytest.approx([1e-3] * 4)
 
 
-def test_no_save_ckpt_means_no_checkpoint_of_any_kind(run_cli, write_optimizer, tmp_path) -> None:
+def test_save_nothing_means_no_checkpoint_of_any_kind(run_cli, write_optimizer, tmp_path) -> None:
     write_optimizer(ADAMW)
     settings = {"max_epochs": 2, "batch_size": 8, "save_every_n_epochs": 1, "ckpt_every_n_minutes": 1e-9}
-    assert run_cli(**settings, no_save_ckpt=True) == 0
+    assert run_cli(**settings, save_nothing=True) == 0
     assert not (run_folder(tmp_path) / "ckpts").exists()
+
+
+def test_gpuid_without_such_a_gpu_gets_a_line(run_cli, write_optimizer, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # put back afterwards: gpuid sets it
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    write_optimizer(ADAMW)
+    assert run_cli(max_steps=1, save_nothing=True, gpuid=3) == 0
+    out = capsys.readouterr()
+    assert "note: gpuid=3 (--gpuid) has no effect: no such GPU is in use, the device is cpu" in out.out + out.err

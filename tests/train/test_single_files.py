@@ -34,6 +34,13 @@ def test_each_checkpoint_and_its_average_has_one(run_cli, ckpts, capsys, tmp_pat
         assert (tmp_path / f"{name}.safetensors").read_bytes() == (ckpts / f"{name}.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("more", [{}, {"save_single_file": True}])
+def test_no_save_ckpt_means_folders_only(more, run_cli, ckpts) -> None:
+    assert run_cli(run_name="r", max_steps=1, lr=1e-3, no_save_ckpt=True, **more) == 0
+    (folder,) = ckpts.iterdir()
+    assert (folder / "unet").is_dir()
+
+
 def test_full_precision_comes_back_tensor_by_tensor(run_cli, ckpts, tmp_path) -> None:
     settings = {"save_single_file": True, "save_full_precision": True, "save_ckpt_dir": tmp_path / "out"}
     assert run_cli(run_name="r", max_steps=1, lr=1e-3, **settings) == 0

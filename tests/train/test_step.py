@@ -45,7 +45,7 @@ def test_three_frames_of_the_project_at_optimizer_step(flags, write_optimizer, m
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    assert main([f"--{k}={v}" for k, v in {**flags, "max_steps": 1, "no_save_ckpt": True}.items()]) == 0
+    assert main([f"--{k}={v}" for k, v in {**flags, "max_steps": 1, "save_nothing": True}.items()]) == 0
     assert frames == [["main", "train", "train_step"]] * 2
 
 

@@ -59,7 +59,7 @@ def test_the_losses_are_in_tensorboard_and_in_a_line(run_cli, validate, tmp_path
         val_split_proportion=0.25, stabilize_training_loss=True, stabilize_split_proportion=0.5, use_relative_loss=True,
         extra_manual_datasets={"all of them": str(photos)},
     )  # fmt: skip
-    assert run_cli(max_epochs=2, ema_decay_rate=0.5, no_save_ckpt=True) == 0
+    assert run_cli(max_epochs=2, ema_decay_rate=0.5, save_nothing=True) == 0
     found = scalars(tmp_path)
     assert {tag for tag in found if tag.startswith("validation/")} == {
         f"validation/{kind}/{name}" for kind in ("loss", "loss_ema", "relative_loss") for name in NAMES

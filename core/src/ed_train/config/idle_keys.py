@@ -30,10 +30,11 @@ def _lines(train: TrainConfig) -> Iterator[tuple[str, str]]:
         yield "attn_type", "has no effect: torch's own attention (sdp) is always used"
     if train.train_sampler != "ddpm":
         yield "train_sampler", "has no effect: in training all samplers add the same noise"
-    if train.no_save_ckpt:
-        yield "no_save_ckpt", "means no checkpoint of any kind: what is trained is gone when the run ends"
-        if train.save_single_file:
-            yield "save_single_file", "has no effect with no_save_ckpt"
+    if train.save_nothing:
+        yield "save_nothing", "means no checkpoint of any kind: what is trained is gone when the run ends"
+    if train.save_nothing or train.no_save_ckpt:
+        key = "save_nothing" if train.save_nothing else "no_save_ckpt, which means checkpoint folders only"
+        yield "save_single_file", f"has no effect with {key}"
     if train.save_full_precision and not train.save_single_file:
         yield "save_full_precision", "has no effect without save_single_file: checkpoint folders always are in float32"
     if train.keep_tags and not train.shuffle_tags:

@@ -263,8 +263,8 @@ def _validation(
     if document is None:
         return None
     validation, found, more = parse_validation(document, path.parent if path else folder)
-    if validation and validation.config.keep_best_ckpt and train.no_save_ckpt:
-        more.append(f"{validation.sources['keep_best_ckpt']}: keep_best_ckpt has no effect: no_save_ckpt is set")
+    if validation and validation.config.keep_best_ckpt and train.save_nothing:
+        more.append(f"{validation.sources['keep_best_ckpt']}: keep_best_ckpt has no effect: save_nothing is set")
     problems += found
     notes += more
     return validation

@@ -172,7 +172,10 @@ class TrainConfig:
     save_full_precision: Annotated[
         bool, Help("write single files in float32, not in half precision; checkpoint folders always are")
     ] = False
-    no_save_ckpt: Annotated[bool, Help("save no checkpoint at all")] = False
+    no_save_ckpt: Annotated[
+        bool, Help("no single file beside checkpoints, even with save_single_file; the folders are saved all the same")
+    ] = False
+    save_nothing: Annotated[bool, Help("save no checkpoint at all; what was trained is gone when the run ends")] = False
     no_prepend_last: Annotated[bool, Help("do not put last- before the name of the checkpoint at the end")] = False
     sample_prompts: Annotated[str, Help("prompts of the sample pictures: a .txt or .json file")] = "sample_prompts.txt"
     sample_steps: Annotated[Whole, Help("optimizer steps between sample pictures; 0: none")] = 250
@@ -198,7 +201,7 @@ class TrainConfig:
 OWN_KEYS = (
     "model_config", "crops_per_image", "cache_dir", "max_steps", "mixed_precision", "required_plugins", "resume",
     "resume_changed", "keep_last_n_ckpts", "save_single_file", "cache_text_embeddings", "cache_max_gb", "compile",
-    "optimizer_in_backward", "weights_dtype",
+    "optimizer_in_backward", "save_nothing", "weights_dtype",
 )  # fmt: skip
 """Keys that EveryDream 2 does not have."""
 

@@ -192,6 +192,7 @@ class Output:
     def _manifest(self, session: Session) -> dict[str, Any]:
         """What a later resume must know about a checkpoint, beside the sizes and checksums of its files."""
         train = session.run.train
+        single_file = train.save_single_file and not train.no_save_ckpt
         return {
             **manifest_header(train.project_name, self.run_id, self.folder),
             "step": session.step,
@@ -201,7 +202,7 @@ class Output:
             "data": session.loader.fingerprint(session.epoch),
             "processes": session.accelerator.num_processes,
             **({EMA_RECORD: {"begun": session.ema.plan.begun}} if session.ema else {}),
-            **({SINGLE_FILE: "full" if train.save_full_precision else "half"} if train.save_single_file else {}),
+            **({SINGLE_FILE: "full" if train.save_full_precision else "half"} if single_file else {}),
             "optimizers": {c.name: optimizer_record(c) for c in session.components},
             "run": configuration_of(session.run),
         }

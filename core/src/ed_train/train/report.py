@@ -112,7 +112,14 @@ class Report:
     def remarks(self) -> list[str]:
         """Everything that the user should know: of the configuration, the data and the plugins; each once."""
         sizes = notes_on_size(self.run.validation.config, self.pictures.validation) if self.run.validation else []
-        return list(dict.fromkeys((*self.run.notes, *self.pictures.notes, *sizes, *self.notes)))
+        return list(dict.fromkeys((*self.run.notes, *self._idle_gpuid(), *self.pictures.notes, *sizes, *self.notes)))
+
+    def _idle_gpuid(self) -> Iterator[str]:
+        """A line if gpuid asks for a GPU and the device is another one; 0, the default, asks for none in particular."""
+        train, device = self.run.train, self.accelerator.device.type
+        if train.gpuid and device != "cuda":
+            source = self.run.sources["gpuid"]
+            yield f"gpuid={train.gpuid} ({source}) has no effect: no such GPU is in use, the device is {device}"
 
     def opening_lines(self) -> Iterator[str]:
         """Device, model and data."""

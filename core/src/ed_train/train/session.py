@@ -195,12 +195,12 @@ class Session:
                 self.output.sample(self, name, tag)
 
     def save(self, *, last: bool = False) -> None:
-        """Write a checkpoint, unless no_save_ckpt is set; all processes must call it together.
+        """Write a checkpoint, unless save_nothing is set; all processes must call it together.
 
         Args:
             last: nothing follows: return when it is written.
         """
-        if self.run.train.no_save_ckpt:
+        if self.run.train.save_nothing:
             return
         settle(self)
         self.metrics.flush()  # a run that goes on from here does not log these steps again

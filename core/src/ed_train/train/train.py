@@ -92,8 +92,8 @@ def finish(session: Session) -> None:
     if session.done and not session.signals.number:
         session.sample("after")
     session.save(last=True)
-    if session.run.train.no_save_ckpt and not session.done:
-        session.metrics.say("note: nothing was saved: no_save_ckpt is set")
+    if session.run.train.save_nothing and not session.done:
+        session.metrics.say("note: nothing was saved: save_nothing is set")
     session.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has left: not while one writes
 
 
