@@ -121,7 +121,7 @@ class Validator:
     def _keep_best(self, session: Session, losses: Mapping[str, float]) -> None:
         """Keep the weights if they are better than those that have been kept; what is on the disk decides."""
         name, output = self.config.watched, session.output
-        keeps = self.config.keep_best_ckpt and not session.run.train.no_save_ckpt
+        keeps = self.config.keep_best_ckpt and not session.run.train.save_nothing
         if not keeps or name is None or output is None or not session.step or not math.isfinite(losses[name]):
             return
         output.settle(session)
