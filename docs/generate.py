@@ -17,6 +17,7 @@ from typing import Any
 from ed_train.config.describe import annotations_of, default_of, expected, find_metadata, help_of, show
 from ed_train.config.optimizer_keys import ScaleAndTweaks, ScheduleConfig
 from ed_train.config.train_keys import DEAD, NOT_YET, OWN_KEYS, PART_OF, Group, TrainConfig
+from ed_train.config.validation import ValidationConfig
 from ed_train.models.prompts import SamplePrompt, SampleSettings
 
 DOCS = Path(__file__).parent
@@ -80,6 +81,11 @@ def sample_prompts() -> Iterator[str]:
     yield from option_table(SamplePrompt)
 
 
+def validation_keys() -> Iterator[str]:
+    """The keys of a validation file."""
+    yield from option_table(ValidationConfig)
+
+
 def option_table(config_type: type[Any], keys: Iterable[str] = ()) -> Iterator[str]:
     """One row for each key: name, type and range, default, help."""
     yield from ("| key | value | default | what it does |", "|---|---|---|---|")
@@ -99,7 +105,7 @@ def cell(text: str) -> str:
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        train_keys, keys_without_effect, single_keys, schedule_keys, sample_settings, sample_prompts,
+        train_keys, keys_without_effect, single_keys, schedule_keys, sample_settings, sample_prompts, validation_keys,
     )
 }  # fmt: skip
 

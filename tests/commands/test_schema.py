@@ -16,7 +16,7 @@ from ed_train.api import installed_plugins
 from ed_train.config.describe import annotations_of, default_of, help_of
 from ed_train.config.load import load_config
 from ed_train.config.optimizer_keys import ScaleAndTweaks, ScheduleConfig
-from ed_train.config.schema import optimizer_schema, train_schema
+from ed_train.config.schema import optimizer_schema, train_schema, validation_schema
 from ed_train.config.train_keys import DEAD, NOT_YET, PART_OF, TrainConfig
 from ed_train.config.validate import validated
 from ed_train.errors import ConfigError
@@ -27,7 +27,9 @@ ROOT = Path(__file__).parents[2]
 REGISTRY = installed_plugins()
 TRAIN = Draft202012Validator(train_schema())
 OPTIMIZER = Draft202012Validator(optimizer_schema(REGISTRY))
-FILES = [p for p in sorted((ROOT / "examples").rglob("*.json")) if re.match(r"(train|optimizer)", p.name)]
+VALIDATION = Draft202012Validator(validation_schema())
+VALIDATORS = {"train": TRAIN, "optimizer": OPTIMIZER, "validation": VALIDATION}
+FILES = [p for p in sorted((ROOT / "examples").rglob("*.json")) if re.match(r"(train|optimizer|validation)", p.name)]
 SNIPPETS = {
     f"{page.parent.name}/{page.name} {number}": text
     for page in [*sorted((ROOT / "plugins").glob("*/README.md")), ROOT / "docs/configuration.md"]
@@ -52,20 +54,20 @@ def show_schema(kind: str) -> subprocess.CompletedProcess[str]:
 # The command
 
 
-@pytest.mark.parametrize(("kind", "schema"), [("train", train_schema()), ("optimizer", optimizer_schema(REGISTRY))])
-def test_the_command_prints_a_valid_schema(kind, schema) -> None:
+@pytest.mark.parametrize("kind", VALIDATORS)
+def test_the_command_prints_a_valid_schema(kind) -> None:
     done = show_schema(kind)
     assert (done.returncode, done.stderr) == (0, "")
     printed = json.loads(done.stdout)
     Draft202012Validator.check_schema(printed)
     assert printed["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert printed == json.loads(json.dumps(schema))
+    assert printed == json.loads(json.dumps(VALIDATORS[kind].schema))
 
 
 def test_another_kind_is_wrong_input() -> None:
     done = show_schema("samples")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == 'error: --schema: got "samples"; expected optimizer or train\n'
+    assert done.stderr == 'error: --schema: got "samples"; expected optimizer, train or validation\n'
 
 
 @pytest.mark.parametrize("kind", ["train", "optimizer"])
@@ -79,7 +81,7 @@ def test_the_command_imports_no_torch(kind) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_example_is_valid(path) -> None:
-    validator = TRAIN if path.name.startswith("train") else OPTIMIZER
+    validator = next(VALIDATORS[kind] for kind in VALIDATORS if path.name.startswith(kind))
     assert errors(validator, json.loads(path.read_text(encoding="utf-8"))) == []
 
 

@@ -17,7 +17,7 @@ ed-train [--config train.json] [--KEY VALUE ...]              train
        ed-train [--config train.json] [--KEY VALUE ...] --plan-memory compare the optimizers' memory
        ed-train --list-optimizers | --describe-optimizer NAME         see what is installed
        ed-train --export FOLDER [FILE]                                a checkpoint as one file for other programs
-       ed-train --schema optimizer|train | --new-plugin NAME [DIR]    for editors, for authors"""
+       ed-train --schema optimizer|train|validation | --new-plugin NAME [DIR]    for editors, for authors"""
 EPILOG = """\
 Every key of train.json is a flag; a flag wins over the file. Switches take true or false, and mean true without either.
 Hyphens and underscores are the same in flags. Example:
@@ -35,7 +35,7 @@ COMMANDS = (
     ("--describe-optimizer", "NAME", None, "show an optimizer's options, recommended settings and memory"),
     ("--export", ("FOLDER", "FILE"), "+", "write a checkpoint or diffusers folder as one .safetensors file"),
     ("--clear-cache", "DAYS", "?", "remove what is cached in cache_dir, or what no run has used for DAYS days"),
-    ("--schema", "KIND", None, "print the JSON Schema of optimizer.json or train.json; KIND: optimizer or train"),
+    ("--schema", "KIND", None, "print the JSON Schema of a file; KIND: optimizer, train or validation"),
     ("--new-plugin", ("NAME", "DIR"), "+", "write a working plugin of your own into DIR (default: ed-train-NAME)"),
 )
 WITH_JSON = ("list_optimizers", "describe_optimizer", "check", "plan_memory")

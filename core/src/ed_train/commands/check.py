@@ -59,6 +59,10 @@ def _lines(report: Report) -> Iterator[str]:
     yield "settings:"
     yield from _table((key, getattr(run.train, key), source) for key, source in given.items())
     yield f"    the other {len(run.sources) - len(given)} have their defaults; --json shows them all"
+    if run.validation and run.validation.sources:
+        config, sources = run.validation.config, run.validation.sources
+        yield "validation settings:"
+        yield from _table((key, value, sources[key]) for key, value in vars(config).items() if key in sources)
     yield from report.closing_lines()
     yield "checked only: nothing was trained or written, and neither weights nor pixels were read"
 
@@ -126,12 +130,24 @@ def _summary(report: Report) -> dict[str, Any]:
             "batches_per_epoch": pictures.batches,
             "not_used": [str(picture) for picture in pictures.skipped],
         },
+        "validation": _validation(report),
         "plugins": _plugins(run),
         "settings": settings,
         "warnings": [*report.remarks, *(f"picture not used: {picture}" for picture in pictures.skipped)],
     }
     content: dict[str, Any] = strict(summary)
     return content
+
+
+def _validation(report: Report) -> dict[str, Any] | None:
+    """The sets, and every setting with its source; None where nothing is validated."""
+    if report.run.validation is None:
+        return None
+    config, sources = report.run.validation.config, report.run.validation.sources
+    return {
+        "sets": {one.name: {"pictures": len(one.items), "origin": one.origin} for one in report.pictures.validation},
+        "settings": {key: {"value": v, "source": sources.get(key, DEFAULT)} for key, v in vars(config).items()},
+    }
 
 
 def _component(component: TrainedComponent, total_steps: int) -> dict[str, Any]:

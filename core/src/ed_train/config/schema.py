@@ -1,4 +1,4 @@
-"""JSON Schemas of train.json and optimizer.json, for editors: from the types that check the files. Without torch.
+"""JSON Schemas of the configuration files, for editors: from the types that check the files. Without torch.
 
 A schema sees one file, and mostly one key of it. It leaves to the trainer what depends on several keys, on other files
 or on flags, the rules about names and paths, and 2.0 where an integer is expected, which is one in JSON Schema. It is
@@ -17,6 +17,7 @@ from ed_train.config.freeze_sections import FREE_KEYS
 from ed_train.config.optimizer_keys import SCALE_KEYS, STOCK_OPTIONS, ScaleAndTweaks, ScheduleConfig
 from ed_train.config.train_keys import DEAD, NOT_YET, PART_OF, TrainConfig
 from ed_train.config.validate import json_schema
+from ed_train.config.validation import ALIASES, ValidationConfig
 from ed_train.first_party import DEFAULT_OPTIMIZER, DISTRIBUTION_OF_SECTION
 from ed_train.registry import OptimizerRegistry, RegisteredFreezePolicy, RegisteredOptimizer
 from ed_train.specs import option_names
@@ -45,6 +46,20 @@ def train_schema() -> Schema:
         "$comment": f"made by ed-train {__version__}",
         "type": "object",
         "properties": {**_FREE, **properties},
+        "additionalProperties": False,
+    }
+
+
+def validation_schema() -> Schema:
+    """The schema of the file that validation_config names."""
+    properties = _properties(ValidationConfig)
+    aliases = {alias: {**properties[key], "deprecated": True} for alias, key in ALIASES.items()}
+    return {
+        "$schema": DIALECT,
+        "title": "a validation file of ed-train",
+        "$comment": f"made by ed-train {__version__}",
+        "type": "object",
+        "properties": {**_FREE, "documentation": _FREE["doc"], **properties, **aliases},
         "additionalProperties": False,
     }
 

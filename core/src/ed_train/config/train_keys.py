@@ -182,7 +182,8 @@ class TrainConfig:
     log_step: Annotated[Count, Help("optimizer steps between logged metrics")] = 25
     wandb: Annotated[bool, Help("log to Weights & Biases as well")] = False
     validation_config: Annotated[
-        str | None, Help("a .json file: compute the loss of pictures that do not train, too; see Validation; null: off")
+        str | None,
+        Help("a .json file: compute the loss of pictures that do not train, too; see docs/validation.md; null: off"),
     ] = None
     write_schedule: Annotated[bool, Help("write the plan of every epoch's batches into the run's folder")] = False
 

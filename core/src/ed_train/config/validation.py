@@ -150,6 +150,7 @@ def _given(document: Document) -> tuple[dict[str, Any], dict[str, str], list[Pro
         if key in values and values[key] != value:
             message = f"contradicts {keys[key]} {show(values[key])}; they are the same: keep one of them"
             problems.append(Problem(document.where(written), written, message))
+            continue
         values[key], keys[key] = value, written
     return values, keys, problems
 
