@@ -143,8 +143,8 @@ def test_a_file_that_validates_nothing_says_so(validation) -> None:
 
 def test_a_best_checkpoint_that_is_not_saved_is_a_line(resolve, tmp_path) -> None:
     (tmp_path / "validation.json").write_text('{"keep_best_ckpt": true}')
-    notes = resolve({"validation_config": "validation.json", "no_save_ckpt": True}).notes
-    assert "validation.json:1: keep_best_ckpt has no effect: no_save_ckpt is set" in notes
+    notes = resolve({"validation_config": "validation.json", "save_nothing": True}).notes
+    assert "validation.json:1: keep_best_ckpt has no effect: save_nothing is set" in notes
 
 
 def test_a_run_json_repeats_the_validation(validation, tmp_path, registry) -> None:

@@ -101,7 +101,7 @@ def test_training_does_not_notice(optimizer, write_optimizer, run_cli, validate,
         extra_manual_datasets={"all": str(photos)},
     )  # fmt: skip
     assert run_cli(project_name="with", **settings) == 0
-    assert len(scalars(tmp_path, "with")["validation/loss/all"]) == 5
+    assert len(scalars(tmp_path, "with")["validation/loss/all"]) == 4
     without, with_ = (checkpoint(tmp_path, name) for name in ("without", "with"))
     assert losses(without) == losses(with_) != {}
     for name in WEIGHTS:
