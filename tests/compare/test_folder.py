@@ -53,6 +53,12 @@ def test_whatever_changes_what_is_learnt_makes_it_another_run(setting, change) -
     assert stray(setting.folder / "comparison", [after]) == [before.folder.name]
 
 
+def test_another_version_of_a_library_makes_it_another_run(setting, monkeypatch) -> None:
+    (before,) = setting.places("lion")
+    monkeypatch.setattr("ed_train.compare.folder._version", lambda name: f"{name} 99")
+    assert setting.places("lion")[0].folder != before.folder
+
+
 def test_where_things_are_written_changes_nothing(setting) -> None:
     (before,) = setting.places("lion")
     setting.flags |= {"logdir": str(setting.folder / "elsewhere"), "save_ckpt_dir": str(setting.folder / "ckpts")}

@@ -127,6 +127,14 @@ def test_missing_values_and_runs_without_any_are_dashes(write, made_up) -> None:
     json.dumps(as_json(summary), allow_nan=False)
 
 
+def test_a_run_that_diverged_ranks_below_those_that_finished(write, made_up) -> None:
+    results = [made_up("adamw", 0.5, 0.1, 9.0, status="diverged"), made_up("lion", 0.5, 0.4)]
+    path, summary = write(results)
+    assert [row.member.label for row in summary.ranked] == ["lion", "adamw"]
+    assert summary.rows[1].verdict.startswith("lowest")
+    assert "Lowest validation loss: 0.4000 with lion" in path.read_text("utf-8")
+
+
 def test_nothing_at_all_is_a_report_too(write) -> None:
     path, _ = write([Result("lion", "waiting")])
     page = path.read_text("utf-8")
