@@ -1,7 +1,7 @@
 """Compare every optimizer on the demo's task with ed-compare, and write the table of docs/benchmarks.md.
 
     make compare                              # report in .work/compare/report.html
-    make compare ARGS="--write-docs"          # and the table and the picture of the docs
+    make compare ARGS="--write-docs"          # and the table and pictures of the docs
     make compare ARGS="--optimizers lion"     # further flags go to ed-compare
 
 Each optimizer trains the demo's model on the demo's photos, and is judged by the loss of all of them with noise and
@@ -25,6 +25,7 @@ from demo.make_model import make_model
 from demo.photos import make_demo_photos
 from ed_train.api import installed_plugins
 from ed_train.models.quiet import quiet_libraries
+from PIL import Image
 from report import versions, write_docs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,6 +115,8 @@ def main() -> None:
         results = json.loads((WORK / "results.json").read_text("utf-8"))
         write_docs(DOCS / "benchmarks.md", table(results), "make compare")
         shutil.copy(WORK / "validation_loss_steps.png", DOCS / "optimizers.png")
+        with Image.open(WORK / "samples.png") as samples:
+            samples.convert("RGB").save(DOCS / "optimizers.jpg", quality=85)
     sys.exit(status)
 
 

@@ -12,10 +12,9 @@ from statistics import median
 from typing import Any
 
 from ed_train.compare.folder import Place
+from ed_train.config.validation import TRAIN, VAL
 
 VALIDATION = "validation/loss/"
-PREFERRED = "val"
-"""The name of the validation loss over pictures that do not train."""
 CLEAR = 0.01
 """A change of the loss by less than this share is none."""
 
@@ -116,7 +115,7 @@ def collect(place: Place) -> Result:
 def main_set(results: Iterable[Result]) -> str | None:
     """The name of the validation set to judge by; None where no run has any."""
     names = dict.fromkeys(name for result in results for name in result.validation)
-    return min(names, key=lambda name: (name != PREFERRED, name == "train"), default=None)
+    return min(names, key=lambda name: (name != VAL, name == TRAIN), default=None)
 
 
 def judged_curve(result: Result, name: str | None) -> Curve:

@@ -10,6 +10,7 @@ from ed_train.compare.collect import CLEAR, Curve, Result, judged_curve, main_se
 from ed_train.compare.folder import DIVERGED, DONE, UNUSABLE
 from ed_train.compare.learning_rates import short
 from ed_train.compare.members import Member
+from ed_train.config.validation import TRAIN, VAL
 
 MISSING = "–"
 
@@ -63,7 +64,9 @@ class Summary:
         """What the runs are judged by."""
         if self.measured is None:
             return "training loss"
-        return "validation loss" + (f" ({self.measured})" if self.measured != "val" else "")
+        if self.measured == TRAIN:
+            return "training loss with fixed noise"
+        return "validation loss" + (f" ({self.measured})" if self.measured != VAL else "")
 
 
 def summarize(members: Sequence[Member], results: Sequence[Result]) -> Summary:
