@@ -157,9 +157,21 @@ def save_pipeline(
     sd2: bool = False,
     v_prediction: bool = False,
 ) -> Path:
-    """Write the models, a tokenizer and SD's noise schedule in the layout of published SD repositories."""
+    """Write the models, CLIP's tokenizer and SD's noise schedule in the layout of published SD repositories."""
     folder = Path(folder)
     write_tokenizer(folder / "tokenizer", pad_token="!" if sd2 else "<|endoftext|>")
+    return save_models(folder, vae, text_encoder, unet, v_prediction=v_prediction)
+
+
+def save_models(
+    folder: Path,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    unet: UNet2DConditionModel,
+    *,
+    v_prediction: bool = False,
+) -> Path:
+    """Write the models and SD's noise schedule to a folder that has a tokenizer."""
     scheduler = DDPMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -192,8 +204,12 @@ def _prefix_text_encoder_keys(file: Path) -> None:
 
 def write_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> None:
     """Write CLIP's byte-pair tokenizer from the merges that the package open_clip_torch ships."""
+    save_tokenizer(folder, _read_merges(), 77, pad_token)
+
+
+def save_tokenizer(folder: Path, merges: list[str], max_length: int, pad_token: str = "<|endoftext|>") -> int:
+    """Write a byte-pair tokenizer in CLIP's format; returns the size of its vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
-    merges = _read_merges()
     characters = _byte_characters()
     vocabulary = characters + [c + "</w>" for c in characters] + [m.replace(" ", "") for m in merges]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
@@ -202,8 +218,9 @@ def write_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> None:
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     special["pad_token"] = pad_token
     _write_json(folder / "special_tokens_map.json", special)
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_length, "do_lower_case": True}
     _write_json(folder / "tokenizer_config.json", {**settings, **special, "add_prefix_space": False})
+    return len(vocabulary)
 
 
 def _read_merges() -> list[str]:
