@@ -21,8 +21,13 @@ EVERY_STEP = {"ckpt_every_n_minutes": 1e-9}
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, micro_model: Path, photos: Path, cache: Path) -> dict[str, object]:
-    """Settings that all runs of this folder have: eight steps in two epochs, saved at the end."""
+def world(tmp_path_factory: pytest.TempPathFactory, micro_model: Path, photos: Path) -> dict[str, object]:
+    """Settings that all runs of this folder have: eight steps in two epochs, saved at the end.
+
+    Their cache is their own: some are compared with runs whose cache is empty, and a latent's last bits depend on the
+    pictures that were encoded with it, so no other test may have filled it with fewer.
+    """
+    cache = tmp_path_factory.mktemp("cache")
     optimizers = tmp_path_factory.mktemp("settings") / "optimizer.json"
     optimizers.write_text(json.dumps(OPTIMIZERS))
     return {
