@@ -13,9 +13,11 @@ import torch
 from ed_train.cli import main
 from ed_train.config.resume import STATE_FILE
 from ed_train.models.atomic import MANIFEST, file_sha256, read_manifest, write_manifest
+from ed_train.train import setup
 from ed_train.train import train as loop
 from ed_train.train.components import build_component
 from ed_train.train.optimizer_state import restore_optimizer
+from filelock import FileLock
 
 ADAMW = {"optimizer": "adamw", "lr": 1e-3}
 PRODIGY = {"optimizer": "prodigy", "d0": 1e-3}
@@ -223,6 +225,16 @@ def test_the_folder_of_a_run_is_not_a_checkpoint(interrupted, go_on) -> None:
     status, _, err = go_on(ADAMW, checkpoint.parents[1])
     assert status == 2
     assert f"is the folder of a run; expected one of its checkpoints: {checkpoint.name}" in err
+
+
+def test_a_run_in_use_is_refused_before_anything_of_it_is_read(interrupted, go_on, monkeypatch) -> None:
+    """The process that trains it may be removing this very checkpoint."""
+    checkpoint = interrupted(ADAMW)
+    monkeypatch.setattr(setup, "SdModel", None)
+    with FileLock(checkpoint.parents[1] / ".lock"):
+        status, _, err = go_on(ADAMW, checkpoint)
+    assert status == 1
+    assert "is in use by another ed-train; end that one, or begin a new run" in err
 
 
 def test_another_version_of_the_plugin_is_said(interrupted, go_on) -> None:

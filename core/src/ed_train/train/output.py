@@ -30,7 +30,7 @@ from ed_train.train.checkpoint import (
 )
 from ed_train.train.ema import averaged
 from ed_train.train.optimizer_state import optimizer_record
-from ed_train.train.run_folder import locked, new_folder
+from ed_train.train.run_folder import Home
 from ed_train.train.single_files import SINGLE_FILE
 from ed_train.train.state import OPTIMIZER_FILES, on_cpu, size_of
 
@@ -51,16 +51,9 @@ class Output:
         last_saved: when the last checkpoint was begun, of time.monotonic.
     """
 
-    def __init__(self, run: RunConfig) -> None:
-        """Create the run's folder, under a name that no other run has; a resumed run goes on in its own.
-
-        Raises:
-            EdTrainError: it cannot be made, or another process is training in it.
-        """
+    def __init__(self, run: RunConfig, home: Home) -> None:
         train, resume = run.train, run.resume
-        name = train.run_name or f"{train.project_name}_{time.strftime('%Y%m%d-%H%M%S')}"
-        self.folder = resume.folder if resume and resume.folder else new_folder(Path(train.logdir), name)
-        self._lock = locked(self.folder)
+        self.folder, self._home = home.folder, home
         self.run_id = str(resume.manifest["run_id"]) if resume else secrets.token_hex(8)
         checkpoints = Path(train.save_ckpt_dir) if train.save_ckpt_dir else self.folder / "ckpts"
         if checkpoints.is_dir():
@@ -210,7 +203,7 @@ class Output:
     def close(self) -> None:
         """Wait for the checkpoint that is being written, and let others use the folder."""
         self.writer.close()
-        self._lock.release()
+        self._home.lock.release()
 
     def write_schedule(self, session: Session) -> None:
         """Write the epoch's batches into ``schedule.jsonl``: a line each, with its pictures, crops and captions.

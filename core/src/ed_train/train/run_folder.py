@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 import itertools
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ed_train.config.run import RunConfig
+from ed_train.config.train_keys import TrainConfig
 from ed_train.errors import EdTrainError
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder of a run, and the lock that keeps it for this process."""
+
+    folder: Path
+    lock: FileLock
+
+
+def home_of(run: RunConfig) -> Home | None:
+    """Take the folder that a resumed run goes on in, if it is there. Raises EdTrainError as `locked` does."""
+    folder = run.resume.folder if run.resume else None
+    return Home(folder, locked(folder)) if folder else None
+
+
+def new_home(train: TrainConfig) -> Home:
+    """Make the folder of a new run, under a name that no other run has, and take it.
+
+    Raises:
+        EdTrainError: it cannot be made.
+    """
+    folder = new_folder(Path(train.logdir), train.run_name or f"{train.project_name}_{time.strftime('%Y%m%d-%H%M%S')}")
+    return Home(folder, locked(folder))
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -27,7 +55,11 @@ def new_folder(parent: Path, name: str) -> Path:
 
 
 def locked(folder: Path) -> FileLock:
-    """Take a run's folder for this process; the lock goes with the process, however it ends."""
+    """Take a run's folder for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        EdTrainError: another process is training in it, or it cannot be written to.
+    """
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()

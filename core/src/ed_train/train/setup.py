@@ -35,6 +35,7 @@ from ed_train.train.record import write_record
 from ed_train.train.report import Pictures, Report
 from ed_train.train.resume import BEGINNING, Position, find_position, restore_optimizers
 from ed_train.train.rounding import narrow_weights
+from ed_train.train.run_folder import home_of, new_home
 from ed_train.train.session import Session, make_accelerator
 from ed_train.train.signals import StopSignals
 from ed_train.train.state import restore_training_state
@@ -86,10 +87,13 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
 
     Raises:
         ConfigError: the data, the model or the plugins do not fit the configuration.
+        EdTrainError: the run's folder cannot be made, or another process is training in it.
     """
     from accelerate.utils import set_seed
 
     accelerator, precision = make_accelerator(run)
+    main = accelerator.is_main_process
+    home = home_of(run) if main else None  # before anything of it is read: its own process may be at work there
     notes = check_devices(run, accelerator.device)
     check_partial_steps(run, accelerator.num_processes, precision)
     set_seed(run.train.seed)
@@ -114,10 +118,9 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     step_in_parts(run, components)
     watch_gradients(components, accelerator)
     notes += [*position.notes, *restore_optimizers(run, components, model.folder)]
-    main = accelerator.is_main_process
     ema, ema_notes = begin_ema(run, components, total_steps, position.step) if main else (None, [])
     notes += ema_notes
-    output = Output(run) if main else None
+    output = Output(run, home or new_home(run.train)) if main else None
     if output:
         write_record(output.folder, run, accelerator, precision, position.step)
     report = Report(
