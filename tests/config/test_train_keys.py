@@ -53,6 +53,7 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "mixed_precision": ("no", "auto"),
     "disable_amp": (True, False),
     "gpuid": (1, 0),
+    "load_settings_every_epoch": (True, False),
     "optimizer_in_backward": (True, False),
     "weights_dtype": ("bf16", "fp32"),
     "optimizer_config": ("one.json", "two.json"),

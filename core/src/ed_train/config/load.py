@@ -10,35 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from ed_train.config.checks import check_values, find_input, output_problem
-from ed_train.config.describe import annotations_of, default_of, is_list, leaf_types, show
+from ed_train.config.describe import annotations_of, default_of, show
 from ed_train.config.ema import find_ema_model
-from ed_train.config.freeze_sections import FREE_KEYS
+from ed_train.config.given import given_values, read_settings, train_config
 from ed_train.config.idle_keys import idle_key_notes
 from ed_train.config.jsontext import Document, read_json_object
 from ed_train.config.memory_keys import check_memory_keys
 from ed_train.config.optimizer_file import OptimizerFileResolver
 from ed_train.config.optimizer_keys import SCHEDULE_KEYS, Given
-from ed_train.config.record import Record, differing_plugins, read_record
+from ed_train.config.record import Record, differing_plugins
+from ed_train.config.reload import settings_file
 from ed_train.config.required import check_required_plugins
 from ed_train.config.run import RunConfig
 from ed_train.config.start import Start, changes_since, find_start, recorded_configuration
 from ed_train.config.train_keys import TrainConfig
-from ed_train.config.validate import validated
 from ed_train.config.validation import Validation, parse_validation
 from ed_train.errors import ConfigError, Problem
 from ed_train.models.prompts import SamplePrompt, SampleSettings, parse_sample_settings, read_sample_prompts
 from ed_train.registry import OptimizerRegistry
-
-INPUTS = (
-    "data_root",
-    "ema_resume_model",
-    "model_config",
-    "optimizer_config",
-    "resume_ckpt",
-    "sample_prompts",
-    "validation_config",
-)
-"""Keys whose values are paths of inputs."""
 
 
 def load_config(
@@ -57,17 +46,15 @@ def load_config(
     """
     problems: list[Problem] = []
     document, record = _read_settings(flags, config_file, problems)
-    given = _given_values(flags, document)
+    given = given_values(flags, document)
     check_required_plugins(given.get("required_plugins"), registry)
-    train, found, notes = _train_config(given)
+    train, found, notes = train_config(given)
     problems += found
     notes += idle_key_notes(train, given) + (differing_plugins(record, registry) if record else [])
     folder = config_file.parent if config_file else Path()
     optimizer_path, found = _input_path(given, train, "optimizer_config", folder)
     problems += found
-    optimizer_document = _read(optimizer_path, problems)
-    if record and optimizer_document is None:
-        optimizer_document = record.optimizer
+    optimizer_document = _read(optimizer_path, problems) or (record.optimizer if record else None)
     resolver = OptimizerFileResolver(optimizer_document, train, _overrides(given, problems), registry)
     optimizers = resolver.resolve() if optimizer_document or not train.optimizer_config else None
     problems += [*resolver.problems, *check_values(train, given)]
@@ -98,6 +85,7 @@ def load_config(
         grad_scaler_tweaks=optimizers.grad_scaler_tweaks,
         samples=samples,
         validation=validation,
+        settings_file=settings_file(config_file, document, train, given, notes),
         notes=(*notes, *resolver.notes, *start.notes, *sample_notes),
     )
     return replace(run, notes=(*run.notes, *changes_since(run, start.resume))) if start.resume else run
@@ -111,8 +99,8 @@ def load_cache_dir(flags: Mapping[str, str], config_file: str | None) -> Path:
     """
     problems: list[Problem] = []
     document, _ = _read_settings(flags, Path(config_file) if config_file else None, problems)
-    given = {key: value for key, value in _given_values(flags, document).items() if key in ("cache_dir", "logdir")}
-    train, found, _ = _train_config(given)
+    given = {key: value for key, value in given_values(flags, document).items() if key in ("cache_dir", "logdir")}
+    train, found, _ = train_config(given)
     if problems or found:
         raise ConfigError([*problems, *found])
     return Path(_cache_dir(train))
@@ -138,8 +126,7 @@ def _read_settings(
     document = (
         recorded_configuration(flags) if config_file is None and "resume" in flags else _read(config_file, problems)
     )
-    record = read_record(document) if document else None
-    return (record.train if record else document), record
+    return read_settings(document)
 
 
 def _read(path: Path | None, problems: list[Problem]) -> Document | None:
@@ -150,52 +137,6 @@ def _read(path: Path | None, problems: list[Problem]) -> Document | None:
     except ConfigError as error:
         problems += error.problems
         return None
-
-
-def _given_values(flags: Mapping[str, str], document: Document | None) -> dict[str, Given]:
-    """What the user set, flags over file; null means not set."""
-    given: dict[str, Given] = {}
-    if document:
-        for key, value in document.value.items():
-            if value is not None and key not in FREE_KEYS:
-                given[key] = Given(value, document.where(key), key)
-    annotations = annotations_of(TrainConfig)
-    for key, text in flags.items():
-        value = _flag_value(text, annotations[key])
-        if key in INPUTS and os.path.exists(text):
-            value = os.path.abspath(text)  # what is named on the command line is looked up from where it is typed
-        if value is not None:
-            given[key] = Given(value, f"--{key}", "")
-        else:
-            given.pop(key, None)
-    return given
-
-
-def _flag_value(text: str, annotation: Any) -> Any:
-    """A flag's text as the JSON value that it means; texts for keys that are texts."""
-    leaves = leaf_types(annotation)
-    if text.lower() in ("null", "none"):
-        return None
-    if leaves & {bool, Any} and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if is_list(annotation):
-        return [part.strip() for part in text.split(",") if part.strip()]
-    if leaves & {int, float, Any}:
-        for convert in (int, float):
-            try:
-                return convert(text)
-            except ValueError:
-                continue
-    return text
-
-
-def _train_config(given: Mapping[str, Given]) -> tuple[TrainConfig, list[Problem], list[str]]:
-    """The checked settings; keys with a problem have their defaults, so that the rest can be checked all the same."""
-    train, problems, notes = validated(TrainConfig, {key: g.value for key, g in given.items()})
-    if problems:
-        wrong = {p.key for p in problems}
-        train, _, notes = validated(TrainConfig, {key: g.value for key, g in given.items() if key not in wrong})
-    return train, [replace(p, where=given[p.key].where, key=given[p.key].key) for p in problems], notes
 
 
 def _overrides(given: Mapping[str, Given], problems: list[Problem]) -> dict[str, Given]:

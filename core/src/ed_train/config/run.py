@@ -12,6 +12,7 @@ from ed_train.models.prompts import SampleSettings
 from ed_train.registry import RegisteredFreezePolicy, RegisteredOptimizer
 
 if TYPE_CHECKING:
+    from ed_train.config.reload import SettingsFile
     from ed_train.config.resume import ResumePoint
     from ed_train.config.validation import Validation
     from ed_train.models.reference import ModelReference
@@ -66,6 +67,7 @@ class RunConfig:
         samples: the sample pictures to draw.
         validation: which pictures to validate on, and when; None for no validation.
         grad_scaler_tweaks: whether the fp16 gradient scaler's growth slows down in steps.
+        settings_file: the file that is read again before every epoch; None where it is not.
         notes: lines that the user should see: what was overridden, ignored or is unusual.
     """
 
@@ -79,6 +81,7 @@ class RunConfig:
     grad_scaler_tweaks: bool = True
     samples: SampleSettings = field(default_factory=SampleSettings)
     validation: Validation | None = None
+    settings_file: SettingsFile | None = None
     notes: tuple[str, ...] = field(default=())
 
     def located(self, error: ConfigError) -> ConfigError:

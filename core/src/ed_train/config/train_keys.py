@@ -99,6 +99,9 @@ class TrainConfig:
         Literal["fp32", "bf16"], Help("bf16: weights that train take half the memory; steps are rounded at random")
     ] = "fp32"
     gpuid: Annotated[Whole, Help("index of the GPU to use")] = 0
+    load_settings_every_epoch: Annotated[
+        bool, Help("read train.json again before every epoch; docs/configuration.md says what may change then")
+    ] = False
 
     optimizer_config: Annotated[
         str | None, Group("optimizer"), Help("optimizer.json; without it: adamw8bit with its defaults")
@@ -187,8 +190,7 @@ class TrainConfig:
     ] = None
     write_schedule: Annotated[bool, Help("write the plan of every epoch's batches into the run's folder")] = False
 
-    load_settings_every_epoch: Annotated[Any, Group("accepted, without effect so far"), Help("")] = None
-    notebook: Annotated[Any, Help("")] = None
+    notebook: Annotated[Any, Group("accepted, without effect so far"), Help("")] = None
     plugins: Annotated[Any, Help("")] = None
     rated_dataset: Annotated[Any, Help("")] = None
     rated_dataset_target_dropout_percent: Annotated[Any, Help("")] = None
@@ -207,7 +209,6 @@ OWN_KEYS = (
 """Keys that EveryDream 2 does not have."""
 
 NOT_YET: dict[str, str] = {
-    "load_settings_every_epoch": "settings are read once, at the start",
     "notebook": "progress bars are always those of a terminal",
     "plugins": "optimizer plugins are found by themselves once installed",
     "rated_dataset": "ratings of pictures are ignored",

@@ -8,6 +8,7 @@ from signal import SIGTERM
 
 from ed_train.config.run import RunConfig
 from ed_train.train.precision import tweak_scaler
+from ed_train.train.reload import reload_settings
 from ed_train.train.session import Session, lost_process_named
 from ed_train.train.setup import start
 from ed_train.train.signals import Interrupted, StopSignals
@@ -33,6 +34,7 @@ def train(run: RunConfig) -> None:
                     session.sample("before")
                 stopped = not session.step and session.agree(bool(signals.number))[0]
                 while not session.done and not stopped:
+                    reload_settings(session)
                     with closing(session.windows()) as windows:  # an error ends the loader's thread at once, too
                         for window in windows:
                             result = train_step(session, window)

@@ -84,7 +84,10 @@ class Validator:
         self._mark = 0
         size = config.batch_size or train.batch_size
         self._batches = [(number, batch) for number, one in enumerate(sets) for batch in _batches(one, config, size)]
-        self._fingerprints = {one.scanned.name: _fingerprint(one, config, train) for one in sets}
+        self._fingerprints = self._fingerprinted(train)
+
+    def _fingerprinted(self, train: TrainConfig) -> dict[str, str]:
+        return {one.scanned.name: _fingerprint(one, self.config, train) for one in self.sets}
 
     def begin(self, session: Session) -> None:
         """Validate before the first step, or where an interrupted run has not come to it."""
@@ -222,12 +225,26 @@ class Validator:
             Lines about sets that are not the same any more.
         """
         state = state or {}
-        before = state.get("fingerprints", {})
-        same = {name for name, fingerprint in self._fingerprints.items() if before.get(name) == fingerprint}
-        self.first = {name: loss for name, loss in state.get("first", {}).items() if name in same}
-        self.best = {name: (best[0], best[1]) for name, best in state.get("best", {}).items() if name in same}
+        self.first = dict(state.get("first", {}))
+        self.best = {name: (best[0], best[1]) for name, best in state.get("best", {}).items()}
         reached = self._intervals(session)
         self._mark = min(state["mark"], reached) if state.get("every") == str(self._every) else reached
+        return self._forget_others(state.get("fingerprints", {}))
+
+    def redefine(self, train: TrainConfig) -> list[str]:
+        """Go on under other settings.
+
+        Returns:
+            Lines about sets whose losses cannot be compared with earlier ones.
+        """
+        before, self._fingerprints = self._fingerprints, self._fingerprinted(train)
+        return self._forget_others(before)
+
+    def _forget_others(self, before: Mapping[str, str]) -> list[str]:
+        """Keep the first and best losses of those sets alone that are as they were `before`; lines about the others."""
+        same = {name for name, fingerprint in self._fingerprints.items() if before.get(name) == fingerprint}
+        self.first = {name: loss for name, loss in self.first.items() if name in same}
+        self.best = {name: best for name, best in self.best.items() if name in same}
         changed = [name for name in self._fingerprints if name in before and name not in same]
         what = "its pictures, or settings that its loss depends on, have changed; its first and best losses begin anew"
         return [f"validation {name}: {what}" for name in changed]
