@@ -165,3 +165,12 @@ def test_batches_for_a_gpu_are_in_page_locked_memory(data):
     assert batch.latents_mean.is_pinned()
     assert batch.latents_std.is_pinned()
     assert batch.token_ids.is_pinned()
+
+
+def test_a_batch_of_each_size_is_cut_as_those_of_an_epoch_are(data, loader):
+    whole = list(loader.one_of_each_size(0))
+    sizes = [batch.latents_mean.shape[:1:-1] for batch in whole]
+    assert sizes == sorted((w // 8, h // 8) for w, h in loader.sizes)
+    parts = zip(*(loader.one_of_each_size(0, rank, 2) for rank in (0, 1)), strict=True)
+    for batch, halves in zip(whole, parts, strict=True):
+        assert torch.equal(batch.latents_mean, torch.cat([half.latents_mean for half in halves]))

@@ -149,6 +149,13 @@ class BatchLoader:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def one_of_each_size(self, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """This process's part of one batch of each size that an epoch has, in the order of the sizes."""
+        share = self._batch_size // world
+        plans = {plan.bucket: plan for plan in self.plan(epoch)}
+        for _, plan in sorted(plans.items()):
+            yield self._prepare(plan, slice(rank * share, (rank + 1) * share))
+
     def plan(self, epoch: int) -> list[BatchPlan]:
         """What each global batch of an epoch consists of."""
         return plan_epoch(

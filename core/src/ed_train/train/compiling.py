@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from ed_train.config.run import UNET
 from ed_train.train.step import forward_loss
@@ -43,17 +44,29 @@ class CompiledCall:
             dynamic: sizes differ from batch to batch.
         """
         self.module, self.session = module, session
+        self.beyond_limit: set[torch.Size] = set()
         self.as_it_is: Any = module._call_impl
         self.compiled: Any = torch.compile(self.as_it_is, dynamic=dynamic or None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.module.training:
+        shape = args[0].shape
+        if not self.module.training or shape in self.beyond_limit:
             return self.as_it_is(*args, **kwargs)
         try:
             return self.compiled(*args, **kwargs)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except FailOnRecompileLimitHit:
+            self.leave_out(shape)
+        except TorchDynamoException as error:
             self.give_up(error)
-            return self.as_it_is(*args, **kwargs)
+        return self.as_it_is(*args, **kwargs)
+
+    def leave_out(self, shape: torch.Size) -> None:
+        """Let the module run as it is for latents of this shape."""
+        if not self.beyond_limit:
+            limit = torch._dynamo.config.recompile_limit
+            message = f"batches of some sizes run without torch.compile, which makes {limit} versions at most"
+            self.session.metrics.say(f"warning: compile: {message}")
+        self.beyond_limit.add(shape)
 
     def give_up(self, error: Exception) -> None:
         """Let the module run as it is from now on."""
@@ -64,28 +77,33 @@ class CompiledCall:
 
 
 def compile_unet(session: Session) -> None:
-    """Compile the UNet, if the run says so and it trains, by a trial with the batch that comes first.
+    """Compile the UNet, if the run says so and it trains, by a trial with a batch of each size.
 
-    Nothing of the trial is kept but the code.
+    Nothing of the trial is kept but the code. Which sizes share code depends on their order, and the code decides
+    about rounding; so the order is always the same, wherever in an epoch a run goes on.
     """
     if not session.run.train.compile or UNET not in session.run.components:
         return
     unet: nn.Module = session.accelerator.unwrap_model(session.unet, keep_fp32_wrapper=True)
-    with closing(session.loader.iterate(session.epoch, session.batches_done)) as batches:
-        batch = next(batches, None)
-    if batch is None:
-        return
-    call = CompiledCall(unet, session, dynamic=len(session.loader.sizes) > 1)
+    sizes = len(session.loader.sizes)
+    call = CompiledCall(unet, session, dynamic=sizes > 1)
     unet._compiled_call_impl = call  # what nn.Module.compile sets
     for component in session.components:
         component.set_training(True)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # otherwise only torch's log tells
+    torch.fx.experimental._config.use_duck_shape = False  # otherwise squares get code of their own
     started = time.perf_counter()
+    rank, world = session.accelerator.process_index, session.accelerator.num_processes
     try:
-        _try(session, batch)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # about code that is not the user's
+            for batch in session.loader.one_of_each_size(session.epoch, rank, world):
+                _try(session, batch)
     except Exception as error:  # in the backward pass, which is compiled when it is first needed
         call.give_up(error)
     if unet._compiled_call_impl is not None:
-        session.metrics.say(f"compiled the UNet in {time.perf_counter() - started:.0f} s")
+        of = f" for {sizes} sizes" if sizes > 1 else ""
+        session.metrics.say(f"compiled the UNet{of} in {time.perf_counter() - started:.0f} s")
 
 
 def _try(session: Session, batch: Batch) -> None:
