@@ -34,7 +34,7 @@ def test_it_counts_what_the_run_trains_and_does(command, write_optimizer, make_s
     session = make_session(**run)
     shown = command("--check", "--json", **run).json
     assert (shown["steps"], shown["epochs"]) == (session.total_steps, session.epochs) == (3, 3)
-    assert shown["data"]["batches_per_epoch"] == session.loader.steps_per_epoch == 3
+    assert shown["data"]["batches_per_epoch"] == session.loader.epochs.batches(0) == 3
     assert shown["components"].keys() == {"unet", "text_encoder"}
     for component in session.components:
         told = shown["components"][component.name]
@@ -299,3 +299,17 @@ def test_several_processes_share_the_pictures_and_one_prints(flags, write_optimi
     assert result.returncode == 0, result.stderr
     shown = json.loads(result.stdout)
     assert (shown["processes"], shown["pictures_per_step"], shown["data"]["batches_per_epoch"]) == (2, 4, 2)
+
+
+def test_a_rated_data_set_has_epochs_of_its_own_lengths(command, flags, photos, tmp_path) -> None:
+    shutil.copytree(photos, tmp_path / "rated")
+    (tmp_path / "rated" / "local.yaml").write_text("rating: 2")
+    flags["data_root"] = str(tmp_path / "rated")
+    run = {"rated_dataset": True, "max_epochs": 3, "batch_size": 3}
+    shown = command("--check", "--json", **run).json
+    assert shown["data"]["epochs"] == [
+        {"pictures": 8, "batches": 3}, {"pictures": 6, "batches": 2}, {"pictures": 4, "batches": 2}
+    ]  # fmt: skip
+    assert shown["steps"] == 7
+    del flags["data_root"]
+    assert command("--check", "--json", data_root=photos).json["data"]["epochs"] is None

@@ -11,7 +11,7 @@ import pytest
 from ed_train.cli import main
 from ed_train.commands.arguments import parse_arguments
 from ed_train.config.describe import annotations_of, default_of
-from ed_train.config.train_keys import DEAD, NOT_YET, OWN_KEYS, PART_OF, TrainConfig
+from ed_train.config.train_keys import DEAD, NOT_YET, OWN_KEYS, TrainConfig
 
 KEYS_OF_USERS = re.findall(
     r"\w+",
@@ -43,6 +43,8 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "cond_dropout": (0.0, 1.0),
     "shuffle_tags": (True, False),
     "keep_tags": (1, 0),
+    "rated_dataset": (True, False),
+    "rated_dataset_target_dropout_percent": (20.0, 80.0),
     "cache_dir": ("one", "two"),
     "seed": (0, 42),
     "max_epochs": (2, 3),
@@ -125,7 +127,7 @@ def test_every_key_that_users_have_is_known() -> None:
 
 
 def test_every_key_has_an_effect_or_says_that_it_has_none() -> None:
-    assert set(annotations_of(TrainConfig)) == {*IN_FILE_AND_FLAG, *OTHER_KEYS, *NOT_YET, *PART_OF, *DEAD}
+    assert set(annotations_of(TrainConfig)) == {*IN_FILE_AND_FLAG, *OTHER_KEYS, *NOT_YET, *DEAD}
 
 
 @pytest.mark.parametrize("key", IN_FILE_AND_FLAG)
@@ -183,19 +185,16 @@ def test_a_key_without_effect_gives_one_line_that_names_it(key, resolve) -> None
 
 @pytest.mark.parametrize("off", [None, False, 0, 0.0, "", "none", [], {}])
 def test_a_key_without_effect_is_silent_when_it_is_off(off, resolve) -> None:
-    assert resolve(dict.fromkeys([*NOT_YET, *DEAD, *PART_OF], off)).notes == ()
-
-
-@pytest.mark.parametrize("key", PART_OF)
-def test_a_detail_of_a_key_that_is_off_is_silent(key, resolve) -> None:
-    assert resolve({key: 5}).notes == ()
-    (line,) = resolve({key: 5, PART_OF[key]: 0.5}).notes
-    assert line.startswith(PART_OF[key])
+    assert resolve(dict.fromkeys([*NOT_YET, *DEAD], off)).notes == ()
 
 
 @pytest.mark.parametrize(
     ("train", "line"),
     [
+        (
+            {"rated_dataset_target_dropout_percent": 20},
+            "rated_dataset_target_dropout_percent=20 (train.json:3) has no effect without rated_dataset",
+        ),
         ({"keep_tags": 2}, "keep_tags=2 (train.json:3) has no effect without shuffle_tags"),
         (
             {"save_full_precision": True},
@@ -223,6 +222,8 @@ def test_keys_that_go_together_get_none(resolve) -> None:
     )
     assert resolve({"keep_tags": 0, "save_full_precision": False, "no_save_ckpt": False}).notes == ()
     assert resolve({"no_save_ckpt": True}).notes == ()
+    assert resolve({"rated_dataset_target_dropout_percent": 50, "rated_dataset": False}).notes == ()
+    assert resolve({"rated_dataset_target_dropout_percent": 20, "rated_dataset": True}).notes == ()
 
 
 # The moving average

@@ -52,7 +52,7 @@ def test_batches_hold_latents_tokens_and_where_they_come_from(data, loader):
     items, buckets, latents, tokens = data
     bucket_of = {item.path: bucket for item, bucket in zip(items, buckets, strict=True)}
     batches = list(loader.iterate(0))
-    assert len(batches) == loader.steps_per_epoch
+    assert len(batches) == loader.epochs.batches(0)
     assert {path for batch in batches for path in batch.images} == {item.path for item in items}
     for batch in batches:
         (width, height) = bucket_of[batch.images[0]]

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from ed_train.data.buckets import assign_buckets
 from ed_train.data.captions import Caption
-from ed_train.data.plan import plan_epoch, steps_per_epoch
+from ed_train.data.plan import count_batches, plan_epoch
 
 SQUARE, WIDE = (512, 512), (1024, 256)
 
@@ -99,7 +99,7 @@ def test_a_fractional_multiply_gives_as_many_samples_in_every_epoch(make_item):
     for epoch in range(2000):
         batches = plan(items, [SQUARE] * 6, epoch=epoch)
         assert sum(batch.real for batch in batches) == 5
-        assert len(batches) == steps_per_epoch(items, [SQUARE] * 6, 4) == 2
+        assert len(batches) == count_batches(items, [SQUARE] * 6, 4) == 2
         total += uses(batches)
     for i, share in enumerate(shares):
         assert total[i] / 2000 == pytest.approx(share, abs=0.05)
@@ -109,15 +109,15 @@ def test_an_image_with_a_small_multiply_is_not_lost_for_ever(make_item):
     items = [make_item("a.jpg", multiply=0.1), make_item("b.jpg"), make_item("c.jpg", multiply=1.2)]
     buckets = [WIDE, SQUARE, SQUARE]
     assert uses(plan(items, buckets)) == {0: 1, 1: 1, 2: 1}
-    assert steps_per_epoch(items, buckets, 4) == 2
+    assert count_batches(items, buckets, 4) == 2
 
 
-def test_steps_per_epoch_is_what_the_plan_has(make_item):
+def test_the_number_of_batches_is_what_the_plan_has(make_item):
     for count in range(1, 40):
         items = [make_item(f"{i}.jpg", multiply=(i % 5) * 0.4) for i in range(count)]
         buckets = [WIDE if i % 3 else SQUARE for i in range(count)]
         for batch_size in (1, 3, 8):
-            assert steps_per_epoch(items, buckets, batch_size) == len(plan(items, buckets, batch_size=batch_size))
+            assert count_batches(items, buckets, batch_size) == len(plan(items, buckets, batch_size=batch_size))
 
 
 def test_flip_dropout_and_crops_have_their_probabilities(make_item):

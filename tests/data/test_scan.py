@@ -279,13 +279,13 @@ def test_notes_are_one_line_per_kind(tmp_path, photo):
         (tmp_path / f"{i}.txt").write_bytes(b"caf\xe9")
     photo("text.png", "3.png")
     (tmp_path / "README.txt").write_text("hello")
-    (tmp_path / "local.yaml").write_text("rating: 1\nmultply: 2")
+    (tmp_path / "local.yaml").write_text("main_prompt: x\nmultply: 2")
     photo("text.png", ".ipynb_checkpoints/4.png")
     assert scan(tmp_path).notes == (
         f"hidden, not used ({tmp_path / '.ipynb_checkpoints'})",
+        f"main_prompt has no effect here ({tmp_path / 'local.yaml'})",
         f"no caption: the file name up to the first _ is used ({tmp_path / '3.png'})",
         f"not UTF-8, read as cp1252 (3 files, e.g. {tmp_path / '0.txt'})",
-        f"rating has no effect here ({tmp_path / 'local.yaml'})",
         f"text file that belongs to no image, not used ({tmp_path / 'README.txt'})",
         f"unknown key 'multply' has no effect; did you mean 'multiply'? ({tmp_path / 'local.yaml'})",
     )

@@ -237,7 +237,7 @@ def test_held_back_pictures_do_not_train_whatever_their_settings(make_session, v
     assert len(held_back) == len(trained) == 4
     assert held_back & trained == set()
     assert held_back | trained == {path for path in data.iterdir() if path.suffix == ".jpg"}
-    assert session.loader.steps_per_epoch == 6
+    assert session.loader.epochs.batches(0) == 6
 
 
 def test_a_set_without_pictures_is_wrong_input(run_cli, validate, tmp_path, photos, capsys) -> None:

@@ -127,7 +127,8 @@ def _summary(report: Report) -> dict[str, Any]:
             "root": run.train.data_root,
             "pictures": pictures.used,
             "sizes": pictures.sizes,
-            "batches_per_epoch": pictures.batches,
+            "batches_per_epoch": pictures.epochs.batches(0),
+            "epochs": _epochs(report),
             "not_used": [str(picture) for picture in pictures.skipped],
         },
         "validation": _validation(report),
@@ -137,6 +138,13 @@ def _summary(report: Report) -> dict[str, Any]:
     }
     content: dict[str, Any] = strict(summary)
     return content
+
+
+def _epochs(report: Report) -> list[dict[str, int]] | None:
+    """Pictures and batches of each epoch of a rated_dataset; None where all epochs have all pictures."""
+    epochs = report.pictures.epochs
+    counts = range(epochs.fading.epochs if epochs.fading else 0)
+    return [{"pictures": epochs.pictures(n), "batches": epochs.batches(n)} for n in counts] or None
 
 
 def _validation(report: Report) -> dict[str, Any] | None:

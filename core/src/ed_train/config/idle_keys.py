@@ -37,5 +37,8 @@ def _lines(train: TrainConfig) -> Iterator[tuple[str, str]]:
         yield "save_single_file", f"has no effect with {key}"
     if train.save_full_precision and not train.save_single_file:
         yield "save_full_precision", "has no effect without save_single_file: checkpoint folders always are in float32"
+    percent = "rated_dataset_target_dropout_percent"
+    if getattr(train, percent) != getattr(TrainConfig, percent) and not train.rated_dataset:
+        yield percent, "has no effect without rated_dataset"
     if train.keep_tags and not train.shuffle_tags:
         yield "keep_tags", "has no effect without shuffle_tags"

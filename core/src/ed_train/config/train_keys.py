@@ -65,6 +65,12 @@ class TrainConfig:
     cond_dropout: Annotated[Probability, Help("probability of an empty caption")] = 0.04
     shuffle_tags: Annotated[bool, Help("shuffle the comma-separated parts of a caption")] = False
     keep_tags: Annotated[Whole, Help("leading parts that shuffle_tags leaves in place")] = 0
+    rated_dataset: Annotated[
+        bool, Help("leave pictures out of later epochs, those of low rating rather than others; needs rating in .yaml")
+    ] = False
+    rated_dataset_target_dropout_percent: Annotated[
+        Annotated[float, Bounds(ge=0, le=100)], Help("percent of the pictures that the last epoch of rated_dataset has")
+    ] = 50.0
     cache_dir: Annotated[
         str | None, Help("folder of cached latents, token ids and text embeddings; default: LOGDIR/cache")
     ] = None
@@ -192,8 +198,6 @@ class TrainConfig:
 
     notebook: Annotated[Any, Group("accepted, without effect so far"), Help("")] = None
     plugins: Annotated[Any, Help("")] = None
-    rated_dataset: Annotated[Any, Help("")] = None
-    rated_dataset_target_dropout_percent: Annotated[Any, Help("")] = None
     amp: Annotated[Any, Help("")] = None
     disable_xformers: Annotated[Any, Help("")] = None
     lowvram: Annotated[Any, Help("")] = None
@@ -211,14 +215,8 @@ OWN_KEYS = (
 NOT_YET: dict[str, str] = {
     "notebook": "progress bars are always those of a terminal",
     "plugins": "optimizer plugins are found by themselves once installed",
-    "rated_dataset": "ratings of pictures are ignored",
 }
 """Keys that are known and not implemented yet, with what happens instead."""
-
-PART_OF: dict[str, str] = {
-    "rated_dataset_target_dropout_percent": "rated_dataset",
-}
-"""Details of a key of `NOT_YET`: they mean nothing, and say nothing, while that key is off."""
 
 DEAD: dict[str, str] = {
     "amp": "use mixed_precision or disable_amp",

@@ -53,7 +53,7 @@ class Caption:
             return self._shuffled_parts(rng, keep_tags) if shuffle_tags else self.main
         tags: Sequence[Tag] = self.tags
         if shuffle_tags:
-            tags = [*tags[:keep_tags], *sorted(tags[keep_tags:], key=lambda tag: _arrival(rng, tag.weight))]
+            tags = [*tags[:keep_tags], *sorted(tags[keep_tags:], key=lambda tag: arrival_time(rng, tag.weight))]
         return ", ".join([self.main, *(tag.text for tag in tags)] if self.main else [tag.text for tag in tags])
 
     def _shuffled_parts(self, rng: random.Random, keep_tags: int) -> str:
@@ -63,12 +63,12 @@ class Caption:
         return ", ".join(parts[:keep_tags] + moved)
 
 
-def _arrival(rng: random.Random, weight: float) -> float:
+def arrival_time(rng: random.Random, weight: float) -> float:
     """An exponential waiting time of this rate: sorting by it draws by weight without replacement."""
     return -math.log(1.0 - rng.random()) / weight if weight else math.inf
 
 
-def read_caption(image: Path, files: FolderFiles, findings: Findings) -> tuple[Caption, dict[str, float]]:
+def read_caption(image: Path, files: FolderFiles, findings: Findings) -> tuple[Caption, dict[str, Any]]:
     """Find and read the caption of an image.
 
     Args:
@@ -77,11 +77,11 @@ def read_caption(image: Path, files: FolderFiles, findings: Findings) -> tuple[C
         findings: receives a problem for whatever is wrong in the image's .yaml, notes, and the files used.
 
     Returns:
-        The caption, and multiply, flip_p and cond_dropout where the image's .yaml sets them.
+        The caption, and those of `SETTINGS` that the image's .yaml has.
     """
     text_file, yaml_file = _beside(image, files, TEXT_SUFFIXES), _beside(image, files, (YAML_SUFFIX,))
     content = read_yaml(yaml_file, findings) if yaml_file else {}
-    overrides: dict[str, float] = {}
+    overrides: dict[str, Any] = {}
     if yaml_file:
         note_idle_keys(yaml_file, content, () if text_file else CAPTION_KEYS, findings)
         overrides = settings_of(yaml_file, content, findings)

@@ -20,8 +20,9 @@ from torch import Tensor
 from ed_train.data.buckets import Size
 from ed_train.data.embeddings import EmbeddingCache
 from ed_train.data.encode import LatentCache
+from ed_train.data.epochs import Epochs, Fading
 from ed_train.data.files import shown
-from ed_train.data.plan import BatchPlan, plan_epoch, steps_per_epoch
+from ed_train.data.plan import BatchPlan, plan_epoch
 from ed_train.data.scan import ImageItem
 from ed_train.data.tokens import TokenCache
 
@@ -55,6 +56,7 @@ class BatchLoader:
     """Batches in the order of `plan_epoch`.
 
     Attributes:
+        epochs: which pictures each epoch has.
         text: the cache that batches take embeddings from, if there is one.
     """
 
@@ -70,6 +72,7 @@ class BatchLoader:
         shuffle_tags: bool = False,
         keep_tags: int = 0,
         seed: int = 0,
+        fading: Fading | None = None,
         pin_memory: bool = False,
     ) -> None:
         """Set up a loader.
@@ -84,16 +87,14 @@ class BatchLoader:
             shuffle_tags: see `Caption.render`.
             keep_tags: see `Caption.render`.
             seed: of the run; with the number of the epoch decides everything.
+            fading: how later epochs leave pictures out, if they do.
             pin_memory: put batches into page-locked memory, for an asynchronous copy to a GPU.
         """
         self._items, self._buckets, self._latents, self._tokens = items, buckets, latents, tokens
         self._batch_size, self._crops, self._seed = batch_size, crops, seed
+        self.epochs = Epochs(items, buckets, batch_size, seed=seed, fading=fading)
         self.text: EmbeddingCache | None = None
         self._shuffle_tags, self._keep_tags, self._pin_memory = shuffle_tags, keep_tags, pin_memory
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return steps_per_epoch(self._items, self._buckets, self._batch_size)
 
     @property
     def sizes(self) -> set[Size]:
@@ -167,6 +168,7 @@ class BatchLoader:
             keep_tags=self._keep_tags,
             seed=self._seed,
             epoch=epoch,
+            used=self.epochs.used(epoch),
         )
 
     def _prepare(self, plan: BatchPlan, part: slice) -> Batch:

@@ -48,9 +48,11 @@ class BatchPlan:
     real: int
 
 
-def steps_per_epoch(items: Sequence[ImageItem], buckets: Sequence[Size], batch_size: int) -> int:
-    """Return the number of batches of every epoch, without planning one."""
-    members_of = _by_bucket(items, buckets).values()
+def count_batches(
+    items: Sequence[ImageItem], buckets: Sequence[Size], batch_size: int, used: Sequence[int] | None = None
+) -> int:
+    """Return the number of batches of an epoch without planning it; the arguments are those of `plan_epoch`."""
+    members_of = _by_bucket(items, buckets, used).values()
     return sum(-(-_sample_count(items, members) // batch_size) for members in members_of)
 
 
@@ -64,6 +66,7 @@ def plan_epoch(
     keep_tags: int,
     seed: int,
     epoch: int,
+    used: Sequence[int] | None = None,
 ) -> list[BatchPlan]:
     """Decide order, batches, crops, flips and captions of an epoch.
 
@@ -76,13 +79,14 @@ def plan_epoch(
         keep_tags: see `Caption.render`.
         seed: of the run.
         epoch: from 0.
+        used: the indices, in order, of the images that the epoch may use; None for all.
 
     Returns:
         Batches that never mix buckets. The last, partial one of a bucket is filled up by repeating its images.
     """
     rng = random.Random(f"{seed}/{epoch}")
     batches: list[tuple[Size, list[int]]] = []
-    for bucket, members in _by_bucket(items, buckets).items():
+    for bucket, members in _by_bucket(items, buckets, used).items():
         indices = _drawn(rng, items, members)
         rng.shuffle(indices)
         batches += [(bucket, indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
@@ -102,12 +106,14 @@ def plan_epoch(
     ]
 
 
-def _by_bucket(items: Sequence[ImageItem], buckets: Sequence[Size]) -> dict[Size, list[int]]:
+def _by_bucket(
+    items: Sequence[ImageItem], buckets: Sequence[Size], used: Sequence[int] | None
+) -> dict[Size, list[int]]:
     """The indices of the images of each bucket, buckets in order; images that are never used are left out."""
     members: dict[Size, list[int]] = {}
-    for index, (item, bucket) in enumerate(zip(items, buckets, strict=True)):
-        if item.multiply > 0:
-            members.setdefault(bucket, []).append(index)
+    for index in range(len(items)) if used is None else used:
+        if items[index].multiply > 0:
+            members.setdefault(buckets[index], []).append(index)
     return dict(sorted(members.items()))
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ed_train.data.captions import TEXT_SUFFIXES, YAML_SUFFIX, Caption, read_caption
 from ed_train.data.files import Findings, FolderFiles, reason, shown
@@ -30,6 +31,7 @@ class ImageItem:
         multiply: how many times an epoch uses it; 0.5 is every other epoch on average, 0 never.
         flip_p: probability that it is mirrored.
         cond_dropout: probability that its caption is replaced by an empty one.
+        rating: how likely later epochs are to keep it, with rated_dataset; another one's of 2 is twice that of 1.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class ImageItem:
     multiply: float
     flip_p: float
     cond_dropout: float
+    rating: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Dataset:
 class _Folder:
     images: Sequence[Path]
     files: FolderFiles
-    settings: Mapping[str, float]
+    settings: Mapping[str, Any]
 
 
 def scan_dataset(root: Path, *, flip_p: float, cond_dropout: float, jobs: int = 8) -> Dataset:
@@ -118,7 +121,7 @@ def _place(root: Path, path: Path) -> str:
 def _walk(root: Path, findings: Findings, skipped: list[Skipped]) -> Iterator[_Folder]:
     """Every folder below root, in the order of names; a loop of links ends where it comes back."""
     seen: set[tuple[int, int]] = set()
-    pending: list[tuple[Path, dict[str, float]]] = [(root, {})]
+    pending: list[tuple[Path, dict[str, Any]]] = [(root, {})]
     while pending:
         path, inherited = pending.pop()
         try:
@@ -161,7 +164,7 @@ def _sorted_out(
     return subfolders, files
 
 
-def _read(defaults: Mapping[str, float], image: tuple[Path, _Folder]) -> tuple[ImageItem | Skipped, Findings]:
+def _read(defaults: Mapping[str, Any], image: tuple[Path, _Folder]) -> tuple[ImageItem | Skipped, Findings]:
     path, folder = image
     findings = Findings()
     caption, overrides = read_caption(path, folder.files, findings)

@@ -1,13 +1,14 @@
-"""How often and how a picture is used: multiply, flip_p and cond_dropout of a folder or of one image.
+"""How often and how a picture is used: `SETTINGS` of a folder or of one image, such as multiply and flip_p.
 
 Folder files hold for their own folder, global.yaml for everything below it too. What is nearer to the image wins: its
-own .yaml, local.yaml, multiply.txt / flip_p.txt / cond_dropout.txt, global.yaml, then the configured defaults.
+own .yaml, local.yaml, files such as multiply.txt, global.yaml, then the configured defaults.
 """
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,56 @@ from typing import Any
 from ed_train.data.files import Findings, FolderFiles, read_text, reason, shown
 from ed_train.errors import Problem
 
-RANGES: Mapping[str, tuple[float, float]] = {"multiply": (0, 10_000), "flip_p": (0, 1), "cond_dropout": (0, 1)}
-FOLDER_FILES = frozenset({*(f"{key}.txt" for key in RANGES), "local.yaml", "global.yaml"})
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`.
+
+    Attributes:
+        example: one of them.
+        in_text_file: whether a folder may have a file for it, named after the key.
+    """
+
+    low: float
+    high: float
+    example: str
+    in_text_file: bool = True
+
+    @property
+    def expected(self) -> str:
+        return f"a number from {self.low:g} to {self.high:g}, e.g. {self.example}"
+
+    def read(self, text: str) -> Any:
+        """What the text of such a file stands for."""
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    def taken(self, value: Any) -> float | None:
+        """The value as it is used; None if it is not allowed."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return float(value) if number and self.low <= value <= self.high else None
+
+
+SETTINGS: Mapping[str, Range] = {
+    "multiply": Range(0, 10_000, "2"),
+    "flip_p": Range(0, 1, "0.5"),
+    "cond_dropout": Range(0, 1, "0.5"),
+    "rating": Range(0, 10_000, "2", in_text_file=False),
+}
+_TEXT_FILES = (f"{key}.txt" for key, setting in SETTINGS.items() if setting.in_text_file)
+FOLDER_FILES = frozenset({*_TEXT_FILES, "local.yaml", "global.yaml"})
 CAPTION_KEYS = ("main_prompt", "tags")
-NOT_IMPLEMENTED = ("batch_id", "loss_scale", "max_caption_length", "rating", "shuffle_tags")
+NOT_IMPLEMENTED = ("batch_id", "loss_scale", "max_caption_length", "shuffle_tags")
 """Keys of data files that EveryDream 2 knows and ed-train does not act upon yet."""
 
 _C_LOADER_LIMIT = 4096  # characters: libyaml's binding overflows the C stack on text that is nested too deeply
 
 
 def folder_settings(
-    files: FolderFiles, inherited: Mapping[str, float], findings: Findings
-) -> tuple[dict[str, float], dict[str, float]]:
+    files: FolderFiles, inherited: Mapping[str, Any], findings: Findings
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the settings files of one folder.
 
     Args:
@@ -39,16 +78,16 @@ def folder_settings(
     """
     below = {**inherited, **_folder_yaml(files.find("global.yaml"), findings)}
     here = dict(below)
-    for key in RANGES:
-        if path := files.find(f"{key}.txt"):
+    for key, setting in SETTINGS.items():
+        if setting.in_text_file and (path := files.find(f"{key}.txt")):
             findings.used.append(path)
             text = _text(path, findings)
-            if text is not None and (value := _checked(path, key, _number_or_text(text), findings)) is not None:
+            if text is not None and (value := _checked(path, key, setting.read(text), findings)) is not None:
                 here[key] = value
     return {**here, **_folder_yaml(files.find("local.yaml"), findings)}, below
 
 
-def _folder_yaml(path: Path | None, findings: Findings) -> dict[str, float]:
+def _folder_yaml(path: Path | None, findings: Findings) -> dict[str, Any]:
     if path is None:
         return {}
     content = read_yaml(path, findings)
@@ -56,16 +95,16 @@ def _folder_yaml(path: Path | None, findings: Findings) -> dict[str, float]:
     return settings_of(path, content, findings)
 
 
-def settings_of(path: Path, content: Mapping[str, Any], findings: Findings) -> dict[str, float]:
+def settings_of(path: Path, content: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
     """Return the settings in a YAML file's content; null means not set, a bad value is a problem in `findings`."""
-    given = ((key, content[key]) for key in RANGES if content.get(key) is not None)
+    given = ((key, content[key]) for key in SETTINGS if content.get(key) is not None)
     checked = ((key, _checked(path, key, value, findings)) for key, value in given)
     return {key: value for key, value in checked if value is not None}
 
 
 def note_idle_keys(path: Path, content: Mapping[str, Any], also_used: tuple[str, ...], findings: Findings) -> None:
     """Note each key of a YAML file that is neither a setting nor among `also_used`."""
-    used = [*RANGES, *also_used]
+    used = [*SETTINGS, *also_used]
     for key in map(str, content):
         if key in used:
             continue
@@ -111,21 +150,12 @@ def _text(path: Path, findings: Findings) -> str | None:
     return text
 
 
-def _number_or_text(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _checked(path: Path, key: str, value: Any, findings: Findings) -> float | None:
-    low, high = RANGES[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        example = "0.5" if high == 1 else "2"
-        message = f"got {quoted(value)}; expected a number from {low:g} to {high:g}, e.g. {example}"
+def _checked(path: Path, key: str, value: Any, findings: Findings) -> Any:
+    taken = SETTINGS[key].taken(value)
+    if taken is None:
+        message = f"got {quoted(value)}; expected {SETTINGS[key].expected}"
         findings.problems.append(Problem(shown(path), key, message))
-        return None
-    return float(value)
+    return taken
 
 
 def quoted(value: Any) -> str:

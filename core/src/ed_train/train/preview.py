@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from ed_train.config.run import TEXT_ENCODER, UNET, ComponentConfig, RunConfig
-from ed_train.data.plan import steps_per_epoch
+from ed_train.data.epochs import Epochs
 from ed_train.errors import ConfigError, PluginError, Problem
 from ed_train.models.load import SdModel
 from ed_train.models.shapes import configuration_of, empty_text_encoder, empty_unet
 from ed_train.train.components import TrainedComponent, build_component, schedule_notes
 from ed_train.train.ema import plan_ema
+from ed_train.train.length import count_steps, fading_of
 from ed_train.train.noise import Diffusion
 from ed_train.train.optimizer_state import restore_optimizer
 from ed_train.train.partial_steps import check_partial_steps
@@ -26,7 +27,7 @@ from ed_train.train.report import Pictures, Report
 from ed_train.train.resume import BEGINNING, Position
 from ed_train.train.rounding import narrow_weights
 from ed_train.train.session import make_accelerator
-from ed_train.train.setup import ScannedData, check_devices, count_steps, freeze_modules, scan_data
+from ed_train.train.setup import ScannedData, check_devices, freeze_modules, scan_data
 from ed_train.train.state import OPTIMIZER_FILES
 from ed_train.train.text import cache_lines, front_layers
 
@@ -52,9 +53,9 @@ def preview(run: RunConfig) -> Report:
         velocity = _predicts_velocity(run, model)
     if problems:
         raise ConfigError(problems)
-    pictures = _pictures(data, run.train.batch_size * accelerator.num_processes)
+    pictures = _pictures(data, run, accelerator.num_processes)
     position = _position(run)
-    total_steps, epochs = count_steps(run.train, pictures.batches, position)
+    total_steps, epochs = count_steps(run.train, pictures.epochs, position)
     components = [_built(c, modules[name], total_steps, accelerator.device) for name, c in run.components.items()]
     notes += freezing_notes
     for component in components:
@@ -103,10 +104,10 @@ def _predicts_velocity(run: RunConfig, model: SdModel) -> bool:
     return bool(diffusion.velocity)
 
 
-def _pictures(data: ScannedData, batch_size: int) -> Pictures:
-    items, buckets = data.items, data.buckets
-    batches = steps_per_epoch(items, buckets, batch_size)
-    return Pictures(len(items), len(set(buckets)), batches, data.skipped, data.notes, data.validation)
+def _pictures(data: ScannedData, run: RunConfig, processes: int) -> Pictures:
+    items, buckets, train = data.items, data.buckets, run.train
+    epochs = Epochs(items, buckets, train.batch_size * processes, seed=train.seed, fading=fading_of(train))
+    return Pictures(len(items), len(set(buckets)), epochs, data.skipped, data.notes, data.validation)
 
 
 def _position(run: RunConfig) -> Position:

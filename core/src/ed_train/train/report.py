@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ed_train.config.run import ComponentConfig, RunConfig
+    from ed_train.data.epochs import Epochs
     from ed_train.data.scan import Skipped
     from ed_train.train.output import Output
     from ed_train.train.session import Session
 
 MAX_SKIPPED_SHOWN = 10
+MAX_EPOCHS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Pictures:
     Attributes:
         used: how many pictures train.
         sizes: how many sizes they are scaled to.
-        batches: batches of an epoch, each for all processes together.
+        epochs: what each epoch has of them.
         skipped: files that are not used.
         notes: lines for the user.
         validation: the pictures that validate, which are not among those.
@@ -42,7 +44,7 @@ class Pictures:
 
     used: int
     sizes: int
-    batches: int
+    epochs: Epochs
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
     validation: tuple[ScannedSet, ...] = ()
@@ -128,7 +130,10 @@ class Report:
         yield f"ed-train {__version__} on {self.accelerator.device}: {precision}, {self._processes}, seed {train.seed}"
         yield f"model: {run.model.location} ({self.prediction.replace('_', '-')})"
         sizes = "1 size" if pictures.sizes == 1 else f"{pictures.sizes} sizes"
-        yield f"data: {train.data_root}: {pictures.used} pictures in {sizes}, {pictures.batches} batches an epoch"
+        batches = pictures.epochs.batches(0)
+        yield f"data: {train.data_root}: {pictures.used} pictures in {sizes}, {batches} batches an epoch"
+        if pictures.epochs.fading:
+            yield from rated_lines(pictures.epochs)
         if run.validation:
             yield from validation_lines(run.validation.config, pictures.validation)
 
@@ -166,6 +171,17 @@ class Report:
         if self.output:
             yield f"run folder: {self.output.folder}"
         yield from self.closing_lines()
+
+
+def rated_lines(epochs: Epochs) -> Iterator[str]:
+    """How many pictures and batches the epochs of a rated_dataset have; of many epochs, some."""
+    assert epochs.fading
+    last = epochs.fading.epochs - 1
+    shown = sorted({round(number * last / MAX_EPOCHS_SHOWN) for number in range(MAX_EPOCHS_SHOWN + 1)})
+    yield "rated_dataset: pictures are left out, those of low rating rather than others; every epoch draws anew"
+    counts = ((epoch + 1, epochs.pictures(epoch), epochs.batches(epoch)) for epoch in shown)
+    words = (f"{epoch}: {pictures} in {n} batch{'es' if n > 1 else ''}" for epoch, pictures, n in counts)
+    yield f"    epoch {', '.join(words)}"
 
 
 def trained_lines(component: TrainedComponent) -> Iterator[str]:

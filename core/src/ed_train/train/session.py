@@ -118,7 +118,7 @@ class Session:
         """Count a step over so many batches; returns whether it was its epoch's last."""
         self.step += 1
         self.batches_done += batches
-        if self.batches_done < self.loader.steps_per_epoch:
+        if self.batches_done < self.loader.epochs.batches(self.epoch):
             return False
         self.epoch, self.batches_done = self.epoch + 1, 0
         return True

@@ -16,6 +16,7 @@ from ed_train.config.train_keys import TrainConfig
 from ed_train.data.buckets import Size, assign_buckets
 from ed_train.data.cache_folder import keep_within
 from ed_train.data.encode import LatentCache, vae_encoder
+from ed_train.data.epochs import rating_notes
 from ed_train.data.loader import BatchLoader
 from ed_train.data.scan import ImageItem, Skipped, scan_dataset
 from ed_train.data.store import TensorStore
@@ -27,13 +28,14 @@ from ed_train.train.compiling import compile_notes, compile_unet
 from ed_train.train.components import build_component, freeze, freeze_unused, schedule_notes
 from ed_train.train.ema import begin_ema
 from ed_train.train.gradients import steps_unread, watch_gradients
+from ed_train.train.length import count_steps, fading_of
 from ed_train.train.metrics import Metrics
 from ed_train.train.noise import Diffusion
 from ed_train.train.output import Output
 from ed_train.train.partial_steps import check_partial_steps, step_in_parts
 from ed_train.train.record import write_record
 from ed_train.train.report import Pictures, Report
-from ed_train.train.resume import BEGINNING, Position, find_position, restore_optimizers
+from ed_train.train.resume import find_position, restore_optimizers
 from ed_train.train.rounding import narrow_weights
 from ed_train.train.run_folder import home_of, new_home
 from ed_train.train.session import Session, make_accelerator
@@ -106,7 +108,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     diffusion = Diffusion(scheduler, model.scaling_factor(), run.train, accelerator.device)
     notes += freeze_modules(run, modules)
     position = find_position(run, data.loader)
-    total_steps, epochs = count_steps(run.train, data.pictures.batches, position)
+    total_steps, epochs = count_steps(run.train, data.loader.epochs, position)
     notes += narrow_weights(run, modules)  # before anything depends on their type
     unet = _placed(modules, run, accelerator)
     text = prepare_text(run, model, accelerator, precision, modules.get(TEXT_ENCODER), data.token_ids)
@@ -144,21 +146,6 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     return session, report
 
 
-def count_steps(train: TrainConfig, batches: int, position: Position = BEGINNING) -> tuple[int, int]:
-    """The optimizer steps and the epochs of a whole run whose epochs have so many batches.
-
-    Args:
-        train: the settings.
-        batches: of an epoch, all processes together.
-        position: where the run goes on.
-    """
-    steps_per_epoch = -(-batches // train.grad_accum)
-    left = max(0, train.max_epochs - position.epoch) * steps_per_epoch - -(-position.batches_done // train.grad_accum)
-    total_steps = min(position.step + max(0, left), train.max_steps or 2**63)
-    left = max(0, total_steps - position.step) + -(-position.batches_done // train.grad_accum)
-    return total_steps, position.epoch + -(-left // steps_per_epoch)
-
-
 def scan_data(run: RunConfig) -> ScannedData:
     """Find the pictures, by their headers alone. Raises ConfigError as `scan_dataset` and `scan_validation` do."""
     train = run.train
@@ -166,12 +153,13 @@ def scan_data(run: RunConfig) -> ScannedData:
     buckets, notes = assign_buckets(dataset.items, train.resolution)
     validation = scan_validation(run, dataset.items, buckets)
     trained = [index for index in range(len(buckets)) if index not in validation.held_back]
+    items = [dataset.items[index] for index in trained]
     return ScannedData(
-        [dataset.items[index] for index in trained],
+        items,
         [buckets[index] for index in trained],
         validation.sets,
         (*dataset.skipped, *validation.skipped),
-        (*dataset.notes, *notes, *validation.notes),
+        (*dataset.notes, *notes, *validation.notes, *rating_notes(items, train.rated_dataset)),
     )
 
 
@@ -200,7 +188,7 @@ def prepare_data(run: RunConfig, model: SdModel, accelerator: Accelerator) -> Pr
     tokens = TokenCache(cache / "tokens", model.load_tokenizer, fingerprint=model.fingerprint("tokenizer"))
     loader = BatchLoader(
         items, sizes, latents, tokens, batch_size=train.batch_size * world, crops=train.crops_per_image,
-        shuffle_tags=train.shuffle_tags, keep_tags=train.keep_tags, seed=train.seed,
+        shuffle_tags=train.shuffle_tags, keep_tags=train.keep_tags, seed=train.seed, fading=fading_of(train),
         pin_memory=accelerator.device.type == "cuda",
     )  # fmt: skip
     tokens.add(["", *loader.captions])
@@ -212,11 +200,11 @@ def prepare_data(run: RunConfig, model: SdModel, accelerator: Accelerator) -> Pr
         own = TokenCache(cache / "tokens", model.load_tokenizer, fingerprint=model.fingerprint("tokenizer"))
         sets = validation.ready(own)
         stores += [validation.latents.store, own.store]
-        validator = Validator(run.validation.config, sets, validation.latents, train, loader.steps_per_epoch)
+        validator = Validator(run.validation.config, sets, validation.latents, train)
         skipped = tuple(dict.fromkeys((*skipped, *validation.latents.skipped)))
         notes += tuple(notes_on_leaks(sets, {latents.content(item.path) for item in items}))
     shown = tuple(one.scanned for one in validator.sets) if validator else ()
-    pictures = Pictures(len(items), len(set(sizes)), loader.steps_per_epoch, skipped, notes, shown)
+    pictures = Pictures(len(items), len(set(sizes)), loader.epochs, skipped, notes, shown)
     return PreparedData(loader, pictures, validator, tuple(stores))
 
 

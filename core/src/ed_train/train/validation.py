@@ -65,7 +65,6 @@ class Validator:
         sets: Sequence[ValidationSet],
         latents: LatentCache,
         train: TrainConfig,
-        batches: int,
     ) -> None:
         """Plan what each validation evaluates.
 
@@ -74,12 +73,11 @@ class Validator:
             sets: the pictures.
             latents: holds them, uncropped beyond their size and not mirrored.
             train: the settings of the run.
-            batches: of an epoch, all processes together.
         """
         self.config, self.sets = config, sets
         self.first: dict[str, float] = {}
         self.best: dict[str, tuple[float, int]] = {}
-        self._latents, self._batches_per_epoch = latents, batches
+        self._latents = latents
         self._every = Fraction(str(config.every_n_epochs))
         self._mark = 0
         size = config.batch_size or train.batch_size
@@ -134,8 +132,9 @@ class Validator:
 
     def _intervals(self, session: Session) -> int:
         """How many validations are due up to where the run is."""
-        done = session.epoch * self._batches_per_epoch + session.batches_done
-        return Fraction(done, self._batches_per_epoch) // self._every
+        done = session.batches_done
+        part = Fraction(done, session.loader.epochs.batches(session.epoch)) if done else 0
+        return (session.epoch + part) // self._every
 
     def _losses(self, session: Session) -> list[float] | None:
         """The loss of each set, and with a moving average then that of each set with it; None if a signal came."""
