@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
 from ed_train.errors import EdTrainError
+from ed_train.train.attention import attend_in_float32, attends_in_float32
 from ed_train.train.noise import Diffusion
 from ed_train.train.precision import SCALER_SETTINGS, resolve_precision
 from ed_train.train.signals import Interrupted, StopSignals
@@ -248,6 +249,9 @@ def make_accelerator(run: RunConfig) -> tuple[Accelerator, str]:
     wait = timedelta(hours=2)  # the other processes wait while the main one fills the caches
     # torch's launcher on a machine without a GPU: without this, Accelerate would run the processes side by side
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    precision = resolve_precision(run.train, PartialState(cpu=cpu, timeout=wait).device)
+    device = PartialState(cpu=cpu, timeout=wait).device
+    precision = resolve_precision(run.train, device)
+    if attends_in_float32(device, precision):
+        attend_in_float32()
     handlers = [InitProcessGroupKwargs(timeout=wait), GradScalerKwargs(**SCALER_SETTINGS)]
     return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers), precision

@@ -19,6 +19,7 @@ from ed_train.models.fingerprint import front_digest
 from ed_train.models.load import SdModel
 from ed_train.models.save import ModelWeights, weights_of
 from ed_train.models.text_parts import LastPart, body, front_part, frozen_layers, reached_layers
+from ed_train.train.attention import FEW_KEYS, attends_in_float32
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -200,6 +201,7 @@ def _key(text: TextConditioning, precision: str, rows: int) -> str:
     device = text.accelerator.device
     if device.type == "cpu":
         where = [device.type, torch.backends.cpu.get_cpu_capability()]
+        where += [f"float32 attention below {FEW_KEYS} keys"] if attends_in_float32(device, precision) else []
     else:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         where = [name, rows]
