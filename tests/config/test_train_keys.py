@@ -195,7 +195,6 @@ def test_a_key_without_effect_is_silent_when_it_is_off(off, resolve) -> None:
             {"rated_dataset_target_dropout_percent": 20},
             "rated_dataset_target_dropout_percent=20 (train.json:3) has no effect without rated_dataset",
         ),
-        ({"keep_tags": 2}, "keep_tags=2 (train.json:3) has no effect without shuffle_tags"),
         (
             {"save_full_precision": True},
             "has no effect without save_single_file: checkpoint folders always are in float32",

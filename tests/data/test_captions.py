@@ -150,9 +150,8 @@ def test_every_problem_of_a_yaml_is_reported(tmp_path):
 
 
 def test_yaml_keys_without_effect_are_noted(tmp_path):
-    (tmp_path / "cat_01.yaml").write_text("main_prompt: x\nrating: 1.1\nmax_caption_length: 9\nmultipy: 2\nfoo: 1\n")
+    (tmp_path / "cat_01.yaml").write_text("main_prompt: x\nmultipy: 2\nfoo: 1\n")
     assert [kind for kind, _ in read(tmp_path)[2].notes] == [
-        "max_caption_length has no effect here",
         "unknown key 'multipy' has no effect; did you mean 'multiply'?",
         "unknown key 'foo' has no effect",
     ]
@@ -179,3 +178,36 @@ def test_tags_are_shuffled_by_weight():
     first = Counter(caption.render(rng, shuffle_tags=True, keep_tags=0).split(", ")[0] for _ in range(4000))
     assert first["none"] == 0
     assert first["heavy"] / 4000 == pytest.approx(0.75, abs=0.03)
+
+
+LONG = Caption("a cat, asleep,  on a sofa")
+YAML = Caption("a cat, asleep", (Tag("red"), Tag("on a sofa"), Tag("blue")), is_tag_list=False)
+
+
+@pytest.mark.parametrize(
+    ("caption", "limit", "expected"),
+    [
+        (LONG, 25, "a cat, asleep,  on a sofa"),  # as it is
+        (LONG, 24, "a cat, asleep, on a sofa"),
+        (LONG, 23, "a cat, asleep"),
+        (LONG, 12, "a cat"),
+        (LONG, 1, "a cat"),
+        (YAML, 35, "a cat, asleep, red, on a sofa, blue"),
+        (YAML, 34, "a cat, asleep, red, on a sofa"),
+        (YAML, 28, "a cat, asleep, red"),  # blue would fit, and would stand where it never does
+        (YAML, 1, "a cat, asleep"),
+        (Caption(""), 5, ""),
+    ],
+)
+def test_a_limit_leaves_whole_parts_out(caption, limit, expected):
+    assert caption.render(random.Random(0), shuffle_tags=False, keep_tags=0, max_length=limit) == expected
+
+
+def test_a_limit_holds_for_shuffled_captions(tmp_path):
+    for caption in (LONG, YAML):
+        for seed in range(20):
+            options = {"shuffle_tags": True, "keep_tags": 1}
+            whole = caption.render(random.Random(seed), **options)
+            short = caption.render(random.Random(seed), **options, max_length=18)
+            assert len(short) <= 18
+            assert whole.startswith(f"{short}, ")

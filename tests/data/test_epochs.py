@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from ed_train.data.epochs import Epochs, Fading, rating_notes
+from ed_train.data.epochs import Epochs, Fading
 from ed_train.data.plan import plan_epoch
 
 SQUARE, WIDE = (512, 512), (1024, 256)
@@ -69,10 +69,3 @@ def test_without_ratings_every_epoch_is_alike(rated) -> None:
     epochs = Epochs(*rated, 4)
     assert epochs.used(7) == list(range(24))
     assert {epochs.batches(epoch) for epoch in range(9)} == {6}
-
-
-def test_ratings_and_the_key_need_each_other(make_item) -> None:
-    plain, rated = [make_item(), make_item()], [make_item(rating=2.0), make_item()]
-    assert rating_notes(plain, False) == rating_notes(rated, True) == []
-    assert rating_notes(rated, False) == ["rating, which 1 pictures have, has no effect without rated_dataset"]
-    assert "no picture has a rating" in rating_notes(plain, True)[0]

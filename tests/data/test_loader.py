@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -174,3 +175,26 @@ def test_a_batch_of_each_size_is_cut_as_those_of_an_epoch_are(data, loader):
     parts = zip(*(loader.one_of_each_size(0, rank, 2) for rank in (0, 1)), strict=True)
     for batch, halves in zip(whole, parts, strict=True):
         assert torch.equal(batch.latents_mean, torch.cat([half.latents_mean for half in halves]))
+
+
+def test_a_loss_scale_is_in_the_batch_and_in_the_hash_of_the_epoch(data, loader):
+    items, *rest = data
+    assert all(batch.weights is None for batch in loader.iterate(0))
+    scaled = [replace(item, loss_scale=0.5) if number == 3 else item for number, item in enumerate(items)]
+    options = {"batch_size": 4, "crops": 2, "shuffle_tags": True, "keep_tags": 1, "seed": 3}
+    other = BatchLoader(scaled, *rest, **options)
+    assert other.fingerprint(0) != loader.fingerprint(0) == BatchLoader(items, *rest, **options).fingerprint(0)
+    for batch in other.iterate(0):
+        weights = [0.5 if path == items[3].path else 1.0 for path in batch.images]
+        assert (batch.weights is not None) == (0.5 in weights)
+        if batch.weights is not None:
+            assert (batch.weights.dtype, batch.weights.tolist()) == (torch.float32, weights)
+
+
+def test_whether_captions_are_shuffled(data):
+    items, *rest = data
+    assert not BatchLoader(items, *rest, batch_size=4).shuffles
+    assert BatchLoader(items, *rest, batch_size=4, shuffle_tags=True).shuffles
+    assert BatchLoader([*items[:-1], replace(items[-1], shuffle_tags=True)], *rest, batch_size=4).shuffles
+    never = [replace(item, shuffle_tags=False) for item in items]
+    assert not BatchLoader(never, *rest, batch_size=4, shuffle_tags=True).shuffles

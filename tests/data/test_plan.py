@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from ed_train.data.buckets import assign_buckets
 from ed_train.data.captions import Caption
-from ed_train.data.plan import count_batches, plan_epoch
+from ed_train.data.plan import count_batches, count_partial_batches, plan_epoch
 
 SQUARE, WIDE = (512, 512), (1024, 256)
 
@@ -157,3 +157,30 @@ def test_order_of_batches_mixes_buckets(mixed):
     assert order != sorted(order)
     assert order != sorted(order, reverse=True)
     assert buckets == [SQUARE] * 23
+
+
+def test_a_batch_has_one_batch_id(make_item):
+    items = [make_item(f"{i:02}.jpg", batch_id=["", "horses", "cats"][i % 3]) for i in range(24)]
+    buckets = [WIDE if i < 6 else SQUARE for i in range(24)]
+    batches = plan(items, buckets)
+    assert uses(batches) == Counter(range(24))
+    for batch in batches:
+        assert len({(items[s.item].batch_id, buckets[s.item]) for s in batch.samples}) == 1
+    assert len(batches) == count_batches(items, buckets, 4) == 3 * (1 + 2)  # 2 and 6 of each
+    assert count_partial_batches(items, buckets, 4) == sum(batch.real < 4 for batch in batches) == 6
+
+
+def test_images_decide_about_their_own_captions(make_item):
+    caption, run = Caption("a, b, c, d, e"), {"crops": 1, "keep_tags": 1}
+    items = [make_item("0.jpg", caption=caption, shuffle_tags=choice) for choice in (True, False, None)]
+    items.append(make_item("3.jpg", caption=caption, max_caption_length=8))
+    for shuffle_tags in (True, False):
+        seen: dict[int, set[str]] = {i: set() for i in range(4)}
+        for epoch in range(30):
+            for batch in plan(items, [SQUARE] * 4, **run, shuffle_tags=shuffle_tags, epoch=epoch):
+                for sample in batch.samples[: batch.real]:
+                    seen[sample.item].add(sample.caption)
+        assert len(seen[0]) > 10
+        assert seen[1] == {"a, b, c, d, e"}
+        assert (len(seen[2]) > 10) == shuffle_tags
+        assert {len(text) for text in seen[3]} == {7}

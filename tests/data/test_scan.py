@@ -236,9 +236,38 @@ def test_folder_settings_and_their_precedence(tmp_path, photo):
     }
 
 
+def test_further_settings_of_folders_and_pictures(tmp_path, photo):
+    for name in ("a.png", "b.png", "sub/c.png"):
+        photo(to=name)
+    files = {"loss_scale": "0.5", "batch_id": " horses ", "shuffle_tags": ""}
+    for key, text in files.items():
+        (tmp_path / f"{key}.txt").write_text(text)
+    (tmp_path / "b.yaml").write_text(
+        "loss_scale: 0\nbatch_id: 7\nshuffle_tags: false\nmax_caption_length: 9\nrating: 2"
+    )
+    (tmp_path / "sub" / "local.yaml").write_text("shuffle_tags: true\nrating: 0.5")
+    found = {
+        i.path.stem: (i.loss_scale, i.batch_id, i.shuffle_tags, i.max_caption_length, i.rating)
+        for i in scan(tmp_path).items
+    }
+    assert found == {
+        "a": (0.5, "horses", True, None, 1.0),
+        "b": (0.0, "7", False, 9, 2.0),
+        "c": (1.0, "", True, None, 0.5),
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("loss_scale.txt", "-1", "loss_scale: got -1.0; expected a number from 0 to 1000, e.g. 0.5"),
+        ("shuffle_tags.txt", "on", "shuffle_tags: got 'on' (text); expected true or false"),
+        ("batch_id.txt", " ", "batch_id: got '' (text); expected a name, e.g. horses"),
+        ("local.yaml", "batch_id: [1]", "batch_id: got [1] (list); expected a name, e.g. horses"),
+        ("local.yaml", "shuffle_tags: 1", "shuffle_tags: got 1; expected true or false"),
+        ("cat.yaml", "max_caption_length: 0", "max_caption_length: got 0; expected an integer >= 1, e.g. 200"),
+        ("cat.yaml", "max_caption_length: 9.5", "max_caption_length: got 9.5; expected an integer >= 1, e.g. 200"),
+        ("cat.yaml", "rating: good", "rating: got 'good' (text); expected a number from 0 to 10000, e.g. 2"),
         ("multiply.txt", "nan", "multiply: got nan; expected a number from 0 to 10000, e.g. 2"),
         ("multiply.txt", "-1", "multiply: got -1.0; expected a number from 0 to 10000, e.g. 2"),
         ("multiply.txt", "inf", "multiply: got inf; expected a number from 0 to 10000, e.g. 2"),

@@ -95,6 +95,9 @@ def test_loss_against_its_formula(kind: str, prediction: str, gamma: float | Non
         weights = snr.clamp(max=gamma) / (snr + (prediction == "v_prediction"))
     expected = (weights * per_sample_losses(kind, noisy, guess)).mean()
     torch.testing.assert_close(of.loss(guess, noisy), expected)
+    scales = torch.tensor([0.0, 1.0, 2.0, 0.5])
+    expected = (scales * weights * per_sample_losses(kind, noisy, guess)).mean()
+    torch.testing.assert_close(of.loss(guess, noisy, scales), expected)
 
 
 def test_offset_noise_shifts_whole_channels() -> None:

@@ -40,5 +40,3 @@ def _lines(train: TrainConfig) -> Iterator[tuple[str, str]]:
     percent = "rated_dataset_target_dropout_percent"
     if getattr(train, percent) != getattr(TrainConfig, percent) and not train.rated_dataset:
         yield percent, "has no effect without rated_dataset"
-    if train.keep_tags and not train.shuffle_tags:
-        yield "keep_tags", "has no effect without shuffle_tags"

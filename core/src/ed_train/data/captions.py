@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import random
@@ -40,7 +41,7 @@ class Caption:
     tags: tuple[Tag, ...] = ()
     is_tag_list: bool = True
 
-    def render(self, rng: random.Random, *, shuffle_tags: bool, keep_tags: int) -> str:
+    def render(self, rng: random.Random, *, shuffle_tags: bool, keep_tags: int, max_length: int | None = None) -> str:
         """Return the prompt of one training sample.
 
         Args:
@@ -48,19 +49,34 @@ class Caption:
             shuffle_tags: put comma-separated parts in random order; the tags of a .yaml by weighted sampling without
                 replacement (Efraimidis and Spirakis, 2006), after the main prompt, which stays first.
             keep_tags: how many of the first parts, or of the first tags of a .yaml, stay where they are.
+            max_length: characters; a part or tag that would go beyond is left out, with all that follow it. The first
+                part, or the main prompt, always stays, and nothing is cut in two.
         """
-        if self.is_tag_list:
-            return self._shuffled_parts(rng, keep_tags) if shuffle_tags else self.main
+        whole = max_length is None or len(self.main) <= max_length
+        if self.is_tag_list and whole and not shuffle_tags:
+            return self.main
+        in_order = self._parts if self.is_tag_list else self._tags
+        parts = in_order(rng, keep_tags, shuffle_tags)
+        return ", ".join(parts if max_length is None else _within(parts, max_length))
+
+    def _parts(self, rng: random.Random, keep_tags: int, shuffle_tags: bool) -> list[str]:
+        parts = [part for text in self.main.split(",") if (part := text.strip())]
+        moved = parts[keep_tags:]
+        if shuffle_tags:
+            rng.shuffle(moved)
+        return parts[:keep_tags] + moved
+
+    def _tags(self, rng: random.Random, keep_tags: int, shuffle_tags: bool) -> list[str]:
         tags: Sequence[Tag] = self.tags
         if shuffle_tags:
             tags = [*tags[:keep_tags], *sorted(tags[keep_tags:], key=lambda tag: arrival_time(rng, tag.weight))]
-        return ", ".join([self.main, *(tag.text for tag in tags)] if self.main else [tag.text for tag in tags])
+        return [self.main] * bool(self.main) + [tag.text for tag in tags]
 
-    def _shuffled_parts(self, rng: random.Random, keep_tags: int) -> str:
-        parts = [part for text in self.main.split(",") if (part := text.strip())]
-        moved = parts[keep_tags:]
-        rng.shuffle(moved)
-        return ", ".join(parts[:keep_tags] + moved)
+
+def _within(parts: Sequence[str], limit: int) -> Sequence[str]:
+    """The first of the parts that fit, joined by a comma and a blank, into so many characters; at least one."""
+    ends = itertools.accumulate(len(part) + 2 for part in parts)
+    return [part for part, end in zip(parts, ends, strict=True) if end - 2 <= limit] or parts[:1]
 
 
 def arrival_time(rng: random.Random, weight: float) -> float:

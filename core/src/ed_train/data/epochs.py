@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ed_train.data.buckets import Size
 from ed_train.data.captions import arrival_time
-from ed_train.data.plan import count_batches
+from ed_train.data.plan import count_batches, count_partial_batches
 from ed_train.data.scan import ImageItem
 
 
@@ -87,17 +87,12 @@ class Epochs:
             self._batches[key] = count_batches(self._items, self._buckets, self._batch_size, self.used(epoch))
         return self._batches[key]
 
+    @property
+    def batch_ids(self) -> int:
+        """How many different batch_ids there are."""
+        return len({item.batch_id for item in self._items} - {""})
 
-def rating_notes(items: Sequence[ImageItem], on: bool) -> list[str]:
-    """A line where ratings have no effect, or rated_dataset has nothing to go by.
-
-    Args:
-        items: the images that train.
-        on: whether rated_dataset is set.
-    """
-    rated = sum(item.rating != 1 for item in items)
-    if rated and not on:
-        return [f"rating, which {rated} pictures have, has no effect without rated_dataset"]
-    if on and not rated:
-        return ["rated_dataset: no picture has a rating, so all are equally likely to be left out of later epochs"]
-    return []
+    @property
+    def partial_batches(self) -> int:
+        """How many batches of the first epoch are filled up with repeats."""
+        return count_partial_batches(self._items, self._buckets, self._batch_size, self.used(0))

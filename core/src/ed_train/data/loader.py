@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,16 @@ from ed_train.data.embeddings import EmbeddingCache
 from ed_train.data.encode import LatentCache
 from ed_train.data.epochs import Epochs, Fading
 from ed_train.data.files import shown
-from ed_train.data.plan import BatchPlan, plan_epoch
+from ed_train.data.plan import BatchPlan, SamplePlan, plan_epoch
 from ed_train.data.scan import ImageItem
 from ed_train.data.tokens import TokenCache
 
 _AHEAD = 2
+
+
+def shuffles(items: Sequence[ImageItem], shuffle_tags: bool) -> bool:
+    """Whether the caption of any image is shuffled: by its own files, or by the run's `shuffle_tags`."""
+    return any(shuffle_tags if item.shuffle_tags is None else item.shuffle_tags for item in items)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Batch:
         loss_scale: 1, or (real / size) ** 1.5 of a global batch that was filled up with repeats.
         images: the file of each sample.
         captions: the prompt of each; empty where conditional dropout took it.
+        weights: factor of each sample's loss, fp32 [b]; None where all are 1.
     """
 
     latents_mean: Tensor
@@ -50,6 +55,7 @@ class Batch:
     loss_scale: float
     images: tuple[Path, ...]
     captions: tuple[str, ...]
+    weights: Tensor | None = None
 
 
 class BatchLoader:
@@ -112,8 +118,10 @@ class BatchLoader:
         digest = hashlib.sha256(f"{self._batch_size}".encode())
         for batch in self.plan(epoch):
             for s in batch.samples:
-                content = self._latents.content(self._items[s.item].path)
-                digest.update(json.dumps([batch.bucket, batch.real, content, s.crop, s.flip, s.caption]).encode())
+                item = self._items[s.item]
+                sample = [batch.bucket, batch.real, self._latents.content(item.path), s.crop, s.flip, s.caption]
+                sample += [item.loss_scale] if item.loss_scale != 1 else []
+                digest.update(json.dumps(sample).encode())
         return digest.hexdigest()
 
     @property
@@ -124,8 +132,12 @@ class BatchLoader:
     @property
     def captions(self) -> list[str]:
         """The captions of all images, unshuffled."""
-        fixed = Random(0)  # without shuffling a caption is what it is, whatever the generator
-        return [item.caption.render(fixed, shuffle_tags=False, keep_tags=0) for item in self._items]
+        return [item.whole_caption for item in self._items]
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether any caption is shuffled, so that new ones come up all the time."""
+        return shuffles(self._items, self._shuffle_tags)
 
     def iterate(self, epoch: int, start: int = 0, rank: int = 0, world: int = 1) -> Generator[Batch]:
         """Yield this process's part of each batch of an epoch. Close the iterator to end its thread at once.
@@ -191,7 +203,14 @@ class BatchLoader:
             loss_scale=(plan.real / len(plan.samples)) ** 1.5,
             images=images,
             captions=captions,
+            weights=self._weights(samples),
         )
+
+    def _weights(self, samples: Sequence[SamplePlan]) -> Tensor | None:
+        scales = [self._items[sample.item].loss_scale for sample in samples]
+        if all(scale == 1 for scale in scales):
+            return None
+        return self._stacked([np.asarray(scale, dtype=np.float32) for scale in scales])
 
     def _stacked(self, arrays: Sequence[NDArray[np.generic]]) -> Tensor:
         # numpy's stack, because torch's would start a team of OpenMP threads that compete with the training thread's.

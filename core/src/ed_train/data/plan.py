@@ -52,8 +52,15 @@ def count_batches(
     items: Sequence[ImageItem], buckets: Sequence[Size], batch_size: int, used: Sequence[int] | None = None
 ) -> int:
     """Return the number of batches of an epoch without planning it; the arguments are those of `plan_epoch`."""
-    members_of = _by_bucket(items, buckets, used).values()
+    members_of = _groups(items, buckets, used).values()
     return sum(-(-_sample_count(items, members) // batch_size) for members in members_of)
+
+
+def count_partial_batches(
+    items: Sequence[ImageItem], buckets: Sequence[Size], batch_size: int, used: Sequence[int] | None = None
+) -> int:
+    """Return how many of them are filled up with repeats; the arguments are those of `plan_epoch`."""
+    return sum(_sample_count(items, group) % batch_size > 0 for group in _groups(items, buckets, used).values())
 
 
 def plan_epoch(
@@ -75,18 +82,18 @@ def plan_epoch(
         buckets: the bucket of each.
         batch_size: of all processes together.
         crops: how many crops of each image there are.
-        shuffle_tags: see `Caption.render`.
+        shuffle_tags: see `Caption.render`; of images that do not say themselves.
         keep_tags: see `Caption.render`.
         seed: of the run.
         epoch: from 0.
         used: the indices, in order, of the images that the epoch may use; None for all.
 
     Returns:
-        Batches that never mix buckets. The last, partial one of a bucket is filled up by repeating its images.
+        Batches that never mix buckets or batch_ids. The last, partial one of each is filled up by repeating its images.
     """
     rng = random.Random(f"{seed}/{epoch}")
     batches: list[tuple[Size, list[int]]] = []
-    for bucket, members in _by_bucket(items, buckets, used).items():
+    for (bucket, _), members in _groups(items, buckets, used).items():
         indices = _drawn(rng, items, members)
         rng.shuffle(indices)
         batches += [(bucket, indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
@@ -97,8 +104,12 @@ def plan_epoch(
         crop = int(rng.random() * crops)
         flip = rng.random() < item.flip_p
         dropped = rng.random() < item.cond_dropout
-        caption = "" if dropped else item.caption.render(rng, shuffle_tags=shuffle_tags, keep_tags=keep_tags)
-        return SamplePlan(index, crop, flip, caption)
+        return SamplePlan(index, crop, flip, "" if dropped else caption(item))
+
+    def caption(item: ImageItem) -> str:
+        shuffled = shuffle_tags if item.shuffle_tags is None else item.shuffle_tags
+        limit = item.max_caption_length
+        return item.caption.render(rng, shuffle_tags=shuffled, keep_tags=keep_tags, max_length=limit)
 
     return [
         BatchPlan(bucket, tuple(map(sample, itertools.islice(itertools.cycle(indices), batch_size))), len(indices))
@@ -106,14 +117,14 @@ def plan_epoch(
     ]
 
 
-def _by_bucket(
+def _groups(
     items: Sequence[ImageItem], buckets: Sequence[Size], used: Sequence[int] | None
-) -> dict[Size, list[int]]:
-    """The indices of the images of each bucket, buckets in order; images that are never used are left out."""
-    members: dict[Size, list[int]] = {}
+) -> dict[tuple[Size, str], list[int]]:
+    """The indices of the images of each bucket and batch_id, in order; images that are never used are left out."""
+    members: dict[tuple[Size, str], list[int]] = {}
     for index in range(len(items)) if used is None else used:
         if items[index].multiply > 0:
-            members.setdefault(buckets[index], []).append(index)
+            members.setdefault((buckets[index], items[index].batch_id), []).append(index)
     return dict(sorted(members.items()))
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from ed_train.data.captions import TEXT_SUFFIXES, YAML_SUFFIX, Caption, read_caption
@@ -32,6 +33,10 @@ class ImageItem:
         flip_p: probability that it is mirrored.
         cond_dropout: probability that its caption is replaced by an empty one.
         rating: how likely later epochs are to keep it, with rated_dataset; another one's of 2 is twice that of 1.
+        loss_scale: factor of its loss.
+        batch_id: it is in batches with pictures of the same one alone; empty as well.
+        shuffle_tags: see `Caption.render`; None where the run decides.
+        max_caption_length: see `Caption.render`.
     """
 
     path: Path
@@ -42,6 +47,16 @@ class ImageItem:
     flip_p: float
     cond_dropout: float
     rating: float = 1.0
+    loss_scale: float = 1.0
+    batch_id: str = ""
+    shuffle_tags: bool | None = None
+    max_caption_length: int | None = None
+
+    @property
+    def whole_caption(self) -> str:
+        """The caption in its own order."""
+        fixed = Random(0)  # without shuffling a caption is what it is, whatever the generator
+        return self.caption.render(fixed, shuffle_tags=False, keep_tags=0, max_length=self.max_caption_length)
 
 
 @dataclass(frozen=True)

@@ -11,54 +11,102 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ed_train.data.files import Findings, FolderFiles, read_text, reason, shown
 from ed_train.errors import Problem
 
 
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`.
+class Setting(Protocol):
+    """What a data file may say under a key.
 
     Attributes:
-        example: one of them.
-        in_text_file: whether a folder may have a file for it, named after the key.
+        expected: the values that are allowed, in words.
     """
+
+    @property
+    def expected(self) -> str: ...
+
+    def read(self, text: str) -> Any:
+        """What the text of a folder's file for this key alone stands for."""
+
+    def taken(self, value: Any) -> Any:
+        """The value as it is used; None if it is not allowed."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, of which `example` is one."""
 
     low: float
     high: float
     example: str
-    in_text_file: bool = True
 
     @property
     def expected(self) -> str:
         return f"a number from {self.low:g} to {self.high:g}, e.g. {self.example}"
 
     def read(self, text: str) -> Any:
-        """What the text of such a file stands for."""
         try:
             return float(text)
         except ValueError:
             return text
 
     def taken(self, value: Any) -> float | None:
-        """The value as it is used; None if it is not allowed."""
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return float(value) if number and self.low <= value <= self.high else None
 
 
-SETTINGS: Mapping[str, Range] = {
+class Count:
+    """Whole numbers from 1."""
+
+    expected = "an integer >= 1, e.g. 200"
+
+    def read(self, text: str) -> Any:
+        return int(text) if text.strip().isdecimal() and len(text) < 20 else text
+
+    def taken(self, value: Any) -> int | None:
+        return value if type(value) is int and value >= 1 else None  # True is an int, too
+
+
+class Switch:
+    """On or off. A file for it switches it on by being there, as in EveryDream 2."""
+
+    expected = "true or false"
+
+    def read(self, text: str) -> Any:
+        return {"": True, "true": True, "false": False}.get(text.strip().lower(), text)
+
+    def taken(self, value: Any) -> bool | None:
+        return value if isinstance(value, bool) else None
+
+
+class Name:
+    """A name, which may look like a number."""
+
+    expected = "a name, e.g. horses"
+
+    def read(self, text: str) -> Any:
+        return text.strip()
+
+    def taken(self, value: Any) -> str | None:
+        return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "" else None
+
+
+SETTINGS: Mapping[str, Setting] = {
     "multiply": Range(0, 10_000, "2"),
     "flip_p": Range(0, 1, "0.5"),
     "cond_dropout": Range(0, 1, "0.5"),
-    "rating": Range(0, 10_000, "2", in_text_file=False),
+    "loss_scale": Range(0, 1000, "0.5"),
+    "batch_id": Name(),
+    "shuffle_tags": Switch(),
+    "max_caption_length": Count(),
+    "rating": Range(0, 10_000, "2"),
 }
-_TEXT_FILES = (f"{key}.txt" for key, setting in SETTINGS.items() if setting.in_text_file)
-FOLDER_FILES = frozenset({*_TEXT_FILES, "local.yaml", "global.yaml"})
+TEXT_FILES = ("multiply", "flip_p", "cond_dropout", "loss_scale", "batch_id", "shuffle_tags")
+"""Those that a folder may have a file of their own for, such as ``multiply.txt``."""
+FOLDER_FILES = frozenset({*(f"{key}.txt" for key in TEXT_FILES), "local.yaml", "global.yaml"})
 CAPTION_KEYS = ("main_prompt", "tags")
-NOT_IMPLEMENTED = ("batch_id", "loss_scale", "max_caption_length", "shuffle_tags")
-"""Keys of data files that EveryDream 2 knows and ed-train does not act upon yet."""
 
 _C_LOADER_LIMIT = 4096  # characters: libyaml's binding overflows the C stack on text that is nested too deeply
 
@@ -78,11 +126,11 @@ def folder_settings(
     """
     below = {**inherited, **_folder_yaml(files.find("global.yaml"), findings)}
     here = dict(below)
-    for key, setting in SETTINGS.items():
-        if setting.in_text_file and (path := files.find(f"{key}.txt")):
+    for key in TEXT_FILES:
+        if path := files.find(f"{key}.txt"):
             findings.used.append(path)
             text = _text(path, findings)
-            if text is not None and (value := _checked(path, key, setting.read(text), findings)) is not None:
+            if text is not None and (value := _checked(path, key, SETTINGS[key].read(text), findings)) is not None:
                 here[key] = value
     return {**here, **_folder_yaml(files.find("local.yaml"), findings)}, below
 
@@ -109,7 +157,7 @@ def note_idle_keys(path: Path, content: Mapping[str, Any], also_used: tuple[str,
         if key in used:
             continue
         note = f"unknown key {shown(key)!r} has no effect"
-        if key in NOT_IMPLEMENTED or key in CAPTION_KEYS:
+        if key in CAPTION_KEYS:
             note = f"{key} has no effect here"
         elif close := get_close_matches(key, used, n=1):
             note += f"; did you mean {close[0]!r}?"

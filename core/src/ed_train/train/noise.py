@@ -122,10 +122,16 @@ class Diffusion:
             noise = _pyramid(noise, shape, part, discount, generator)
         return noise
 
-    def loss(self, prediction: Tensor, noisy: NoisyBatch) -> Tensor:
-        """Mean error over the batch, a scalar; each sample weighed by its timestep where train.json says so."""
+    def loss(self, prediction: Tensor, noisy: NoisyBatch, weights: Tensor | None = None) -> Tensor:
+        """Mean error over the batch, a scalar; each sample weighed by its timestep where train.json says so.
+
+        Args:
+            prediction: of the UNet, of the shape of the target.
+            noisy: what it has seen.
+            weights: another factor of each sample's error, [batch], on any device; None for 1.
+        """
         kind, target = self.train.loss_type, noisy.target
-        if kind == "mse" and self.train.min_snr_gamma is None:
+        if kind == "mse" and self.train.min_snr_gamma is None and weights is None:
             return F.mse_loss(prediction, target)
         errors = torch.zeros((), device=prediction.device)
         share = noisy.timesteps / self.steps if kind == "mse_huber" else float(kind == "huber")
@@ -133,6 +139,8 @@ class Diffusion:
             errors = errors + (1 - share) * _per_sample(F.mse_loss(prediction, target, reduction="none"))
         if kind != "mse":
             errors = errors + share * _per_sample(F.huber_loss(prediction, target, reduction="none"))
+        if weights is not None:
+            errors = errors * weights.to(self.device, non_blocking=True)
         return (errors * self._snr_weight(noisy.timesteps)).mean()
 
     def _snr_weight(self, timesteps: Tensor) -> Tensor | float:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ed_train.config.run import TEXT_ENCODER, UNET, ComponentConfig, RunConfig
 from ed_train.data.epochs import Epochs
+from ed_train.data.loader import shuffles
 from ed_train.errors import ConfigError, PluginError, Problem
 from ed_train.models.load import SdModel
 from ed_train.models.shapes import configuration_of, empty_text_encoder, empty_unet
@@ -63,7 +64,7 @@ def preview(run: RunConfig) -> Report:
     notes += [*position.notes, *_state_notes(run, components, model), *plan_ema(run, total_steps, position.step)[1]]
     return Report(
         run, accelerator, precision, modules, components, velocity, pictures, None, total_steps, epochs, notes,
-        cache_lines(run, front_layers(run, modules[TEXT_ENCODER])),
+        cache_lines(run, front_layers(run, modules[TEXT_ENCODER]), shuffles(data.items, run.train.shuffle_tags)),
     )  # fmt: skip
 
 

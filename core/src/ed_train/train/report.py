@@ -132,6 +132,9 @@ class Report:
         sizes = "1 size" if pictures.sizes == 1 else f"{pictures.sizes} sizes"
         batches = pictures.epochs.batches(0)
         yield f"data: {train.data_root}: {pictures.used} pictures in {sizes}, {batches} batches an epoch"
+        if pictures.epochs.batch_ids:
+            ids, partial = pictures.epochs.batch_ids, pictures.epochs.partial_batches
+            yield f"    batch_id: {ids} in use; {partial} of these batches are filled up with repeats"
         if pictures.epochs.fading:
             yield from rated_lines(pictures.epochs)
         if run.validation:

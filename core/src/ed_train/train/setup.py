@@ -16,7 +16,6 @@ from ed_train.config.train_keys import TrainConfig
 from ed_train.data.buckets import Size, assign_buckets
 from ed_train.data.cache_folder import keep_within
 from ed_train.data.encode import LatentCache, vae_encoder
-from ed_train.data.epochs import rating_notes
 from ed_train.data.loader import BatchLoader
 from ed_train.data.scan import ImageItem, Skipped, scan_dataset
 from ed_train.data.store import TensorStore
@@ -26,6 +25,7 @@ from ed_train.models.load import SdModel
 from ed_train.models.memo import FileMemo
 from ed_train.train.compiling import compile_notes, compile_unet
 from ed_train.train.components import build_component, freeze, freeze_unused, schedule_notes
+from ed_train.train.data_notes import idle_settings
 from ed_train.train.ema import begin_ema
 from ed_train.train.gradients import steps_unread, watch_gradients
 from ed_train.train.length import count_steps, fading_of
@@ -102,7 +102,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     model = SdModel(run.model, FileMemo(Path(run.train.cache_dir or "") / "models.json"))
     data = prepare_data(run, model, accelerator)
     modules: dict[str, nn.Module] = {UNET: model.load_unet()}
-    if needs_text_encoder(run):
+    if needs_text_encoder(run, shuffles := data.loader.shuffles):
         modules[TEXT_ENCODER] = model.load_text_encoder()
     scheduler = model.load_noise_scheduler(zero_terminal_snr=run.train.enable_zero_terminal_snr)
     diffusion = Diffusion(scheduler, model.scaling_factor(), run.train, accelerator.device)
@@ -111,7 +111,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     total_steps, epochs = count_steps(run.train, data.loader.epochs, position)
     notes += narrow_weights(run, modules)  # before anything depends on their type
     unet = _placed(modules, run, accelerator)
-    text = prepare_text(run, model, accelerator, precision, modules.get(TEXT_ENCODER), data.token_ids)
+    text = prepare_text(run, model, accelerator, precision, modules.get(TEXT_ENCODER), data.token_ids, shuffles)
     data.loader.text = text.cache
     model.close()
     stores = [*data.stores, *([text.cache.store] if text.cache else [])]
@@ -127,7 +127,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
         write_record(output.folder, run, accelerator, precision, position.step)
     report = Report(
         run, accelerator, precision, modules, components, diffusion.velocity, data.pictures, output, total_steps,
-        epochs, notes, [*cache_lines(run, text.layers), *_tidied(run.train, stores, accelerator)],
+        epochs, notes, [*cache_lines(run, text.layers, shuffles), *_tidied(run.train, stores, accelerator)],
     )  # fmt: skip
     report.show_start()
     metrics = Metrics(output.folder if output else None, epochs, total_steps, run.train, position.step, position.epoch)
@@ -159,7 +159,7 @@ def scan_data(run: RunConfig) -> ScannedData:
         [buckets[index] for index in trained],
         validation.sets,
         (*dataset.skipped, *validation.skipped),
-        (*dataset.notes, *notes, *validation.notes, *rating_notes(items, train.rated_dataset)),
+        (*dataset.notes, *notes, *validation.notes, *idle_settings(run, items)),
     )
 
 
@@ -192,7 +192,7 @@ def prepare_data(run: RunConfig, model: SdModel, accelerator: Accelerator) -> Pr
         pin_memory=accelerator.device.type == "cuda",
     )  # fmt: skip
     tokens.add(["", *loader.captions])
-    if train.shuffle_tags:
+    if loader.shuffles:
         _ = tokens.tokenizer  # new captions come up all the time
     skipped, notes = (*scanned.skipped, *latents.skipped), scanned.notes
     validator, stores = None, [latents.store, tokens.store]

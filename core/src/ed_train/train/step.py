@@ -93,7 +93,7 @@ def forward_loss(session: Session, batch: Batch) -> Tensor:
     if train.embedding_perturbation:
         embeddings = perturb(embeddings, train.embedding_perturbation, generator, rank, world)
     prediction = session.unet(noisy.latents, noisy.timesteps, embeddings, return_dict=False)[0]
-    return session.diffusion.loss(prediction, noisy) * batch.loss_scale
+    return session.diffusion.loss(prediction, noisy, batch.weights) * batch.loss_scale
 
 
 def _may_look_at(loss: Tensor, session: Session) -> bool:

@@ -119,9 +119,14 @@ class TextConditioning:
         self.cache.missing(token_ids)  # nothing: it takes in what the other processes have added
 
 
-def needs_text_encoder(run: RunConfig) -> bool:
-    """Whether the text encoder is in memory while training goes on: it trains, or no cache can take its place."""
-    return TEXT_ENCODER in run.components or not _may_cache(run)
+def needs_text_encoder(run: RunConfig, shuffles: bool) -> bool:
+    """Whether the text encoder is in memory while training goes on: it trains, or no cache can take its place.
+
+    Args:
+        run: the run's configuration.
+        shuffles: whether captions are shuffled, which no cache can have all of.
+    """
+    return TEXT_ENCODER in run.components or not _may_cache(run, shuffles)
 
 
 def prepare_text(
@@ -131,6 +136,7 @@ def prepare_text(
     precision: str,
     text_encoder: nn.Module | None,
     token_ids: Sequence[Tensor],
+    shuffles: bool,
 ) -> TextConditioning:
     """Divide the text encoder into what runs once per caption and what runs in each step, and fill the cache.
 
@@ -141,6 +147,7 @@ def prepare_text(
         precision: of autocast: ``bf16``, ``fp16`` or ``no``.
         text_encoder: frozen as the run freezes it, on the device; None where `needs_text_encoder` says no.
         token_ids: of every caption that is known before training.
+        shuffles: as for `needs_text_encoder`.
 
     Raises:
         ConfigError: the cache folder or the model cannot be used, or clip_skip leaves no layer.
@@ -153,7 +160,7 @@ def prepare_text(
     text = TextConditioning(run, model, accelerator, text_encoder, layers)
     if text_encoder is not None and trains:
         text.last = accelerator.prepare_model(LastPart(text_encoder, layers, clip_skip))
-    if layers and _may_cache(run):
+    if layers and _may_cache(run, shuffles):
         rows = _ROWS if accelerator.device.type == "cpu" else run.train.batch_size
         text.cache = EmbeddingCache(
             Path(run.train.cache_dir or "") / "text", key=_key(text, precision, rows), rows=rows,
@@ -170,7 +177,7 @@ def front_layers(run: RunConfig, text_encoder: nn.Module) -> int:
     return reached_layers(len(body(text_encoder).encoder.layers), run.train.clip_skip)
 
 
-def cache_lines(run: RunConfig, layers: int) -> list[str]:
+def cache_lines(run: RunConfig, layers: int, shuffles: bool) -> list[str]:
     """What a run does with the front of its text encoder, for the user; none if there is no front."""
     if not layers:
         return []
@@ -178,7 +185,7 @@ def cache_lines(run: RunConfig, layers: int) -> list[str]:
     what = f"text encoder: embeddings and {_counted(layers)}" if trains else "text embeddings"
     if not run.train.cache_text_embeddings:
         return [f"{what}: computed in every step  (cache_text_embeddings: {run.sources['cache_text_embeddings']})"]
-    if run.train.shuffle_tags:
+    if shuffles:
         return [f"{what}: computed in every step, since shuffle_tags makes new captions all the time"]
     return [f"{what}: cached for each caption" + ("" if trains else "; the text encoder is not kept in memory")]
 
@@ -187,8 +194,8 @@ def _counted(layers: int) -> str:
     return "layer 0" if layers == 1 else f"layers 0-{layers - 1}"
 
 
-def _may_cache(run: RunConfig) -> bool:
-    return run.train.cache_text_embeddings and not run.train.shuffle_tags
+def _may_cache(run: RunConfig, shuffles: bool) -> bool:
+    return run.train.cache_text_embeddings and not shuffles
 
 
 def _key(text: TextConditioning, precision: str, rows: int) -> str:

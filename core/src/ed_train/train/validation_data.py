@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from random import Random
 
 import torch
 from torch import Tensor
@@ -179,8 +178,7 @@ class ValidationPictures:
             raise ConfigError([Problem(*scanned.where, message + "; ".join(map(str, failed[:3])))])
         items = tuple(scanned.items[index] for index in kept)
         buckets = tuple(scanned.buckets[index] for index in kept)
-        fixed = Random(0)  # without shuffling a caption is what it is, whatever the generator
-        captions = [item.caption.render(fixed, shuffle_tags=False, keep_tags=0) for item in items]
+        captions = [item.whole_caption for item in items]
         tokens.add(captions)
         return ValidationSet(
             replace(scanned, items=items, buckets=buckets),
