@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from ed_train.pieces import Scratch, fast_fits, pieces, scale_
+from ed_train.pieces import Scratch, add_scaled_, fast_fits, pieces, scale_
 
 
 def doubled(tensors, size):
@@ -108,3 +108,17 @@ class Sharded(torch.Tensor):
 def test_where_fast_does_not_fit_a_line_says_why(params, reason):
     with pytest.warns(UserWarning, match=f"^some: implementation is reference, not fast: a.* {reason}"):
         assert not fast_fits("some", params, ["log_every"])
+
+
+@pytest.mark.parametrize("shape", [(1000,), (), (3, 4), (0,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_add_scaled_is_a_scaling_and_an_addition(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 3):
+        tensors = [torch.randn(shape, generator=generator).to(dtype) for _ in range(count)]
+        others = [torch.randn(shape, generator=generator).to(dtype) for _ in range(count)]
+        expected = [(0.999 * a.double() + 1e-3 * b.double()).to(dtype) for a, b in zip(tensors, others, strict=True)]
+        memory = [t.data_ptr() for t in tensors]
+        add_scaled_(tensors, 0.999, others, 1e-3)
+        assert [t.data_ptr() for t in tensors] == memory
+        torch.testing.assert_close(tensors, expected)

@@ -53,6 +53,9 @@ def pieces(rows: Iterable[Row], size: int | None = None) -> Iterator[Columns]:
         limit = size or (CPU_PIECE if on_cpu else DEVICE_PIECE)
         elements = first.numel()
         if elements > (limit // SMALL if on_cpu else limit) and (flat := _flat(row)):
+            if elements <= limit:
+                yield tuple([tensor] for tensor in flat)
+                continue
             for parts in zip(*(tensor.split(limit) for tensor in flat), strict=True):  # type: ignore[no-untyped-call]
                 yield tuple([part] for part in parts)
             continue
@@ -111,6 +114,28 @@ def scale_(tensors: list[Tensor], factor: float) -> None:
             tensor.mul_(factor)
     else:
         torch._foreach_mul_(tensors, factor)
+
+
+def add_scaled_(tensors: list[Tensor], factor: float, others: list[Tensor], alpha: float) -> None:
+    """Set tensors to ``factor * tensors + alpha * others``, in one pass over the memory on a CPU.
+
+    Args:
+        tensors: of one device and dtype; changed in place.
+        factor: of what they are.
+        others: of the same shapes.
+        alpha: of these.
+    """
+    import torch
+
+    first, other = tensors[0], others[0]
+    alone = len(tensors) == 1 and first.dim() == 1 and first.device.type == "cpu"
+    if alone and first.dtype == other.dtype == torch.float32:
+        # the outer product with a vector of one element
+        column = first.unsqueeze(1)
+        torch.addr(column, other, first.new_ones(1), beta=factor, alpha=alpha, out=column)
+        return
+    scale_(tensors, factor)
+    torch._foreach_add_(tensors, others, alpha=alpha)
 
 
 def total(tensors: list[Tensor]) -> Tensor:
@@ -226,10 +251,12 @@ def _lie_alike(row: Row) -> bool:
 
 def _flat(row: Row) -> Row | None:
     """Views of one dimension, in the order of the memory; None if the tensors of the row lie in different orders."""
-    if row[0].dim() == 1 and not any(tensor.is_sparse for tensor in row):
+    if any(tensor.is_sparse for tensor in row):
+        return None
+    if row[0].dim() == 1:
         return row
+    if all(tensor.is_contiguous() for tensor in row):
+        return tuple([tensor.view(-1) for tensor in row])
     if not _lie_alike(row):
         return None
-    if row[0].is_contiguous():
-        return tuple(tensor.view(-1) for tensor in row)
     return tuple(tensor.permute(0, 2, 3, 1).reshape(-1) for tensor in row)

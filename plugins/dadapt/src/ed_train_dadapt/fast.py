@@ -13,6 +13,7 @@ from ed_train.pieces import (
     Row,
     Scratch,
     Weighted,
+    add_scaled_,
     dot,
     fits_fused,
     fused_adam_,
@@ -140,7 +141,7 @@ class FastDAdaptAdam(DAdaptAdam):  # type: ignore[misc]  # the library has no ty
             if "step" not in state:
                 state["step"] = 0
                 state.update({name: torch.zeros_like(parameter) for name in ("s", "exp_avg", "exp_avg_sq")})
-            yield parameter.detach(), parameter.grad.detach(), state["exp_avg"], state["exp_avg_sq"], state["s"]
+            yield parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state["s"]
 
     def _estimate(self, columns: Columns, settings: Settings, numerators: Weighted, norms: Weighted) -> None:
         """Add a piece to the weighted sum of gradients, and to what d is estimated from."""
@@ -149,8 +150,7 @@ class FastDAdaptAdam(DAdaptAdam):  # type: ignore[misc]  # the library has no ty
         denominators = self._scratch.of("sqrt", squares)
         torch._foreach_add_(denominators, settings.eps)
         numerators.append((settings.scale, dot(grads, self._scratch.of("div", weighted, denominators))))
-        scale_(weighted, root)
-        torch._foreach_add_(weighted, grads, alpha=settings.step_size * (1 - root))
+        add_scaled_(weighted, root, grads, settings.step_size * (1 - root))
         norms.append((settings.layer_scale, total(self._scratch.of("abs", weighted))))
 
     def _has_begun(self, norms: Weighted) -> bool:

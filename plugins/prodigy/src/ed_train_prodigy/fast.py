@@ -12,6 +12,7 @@ from ed_train.pieces import (
     Row,
     Scratch,
     Weighted,
+    add_scaled_,
     dot,
     fits_fused,
     fused_adam_,
@@ -127,24 +128,27 @@ class FastProdigy(Prodigy):  # type: ignore[misc]  # the library has no types
             weight = growth * (d if group["safeguard_warmup"] else step_size)
             for params, grads, starts, sums in pieces(self._sliced(group), self.piece):
                 numerators.append((growth * step_size, dot(grads, self._scratch.of("sub", starts, params))))
-                scale_(sums, beta3)
-                torch._foreach_add_(sums, grads, alpha=weight)
+                add_scaled_(sums, beta3, grads, weight)
                 norms.append((1.0, total(self._scratch.of("abs", sums))))
         return numerators, norms
 
     def _sliced(self, group: Mapping[str, Any]) -> Iterator[Row]:
         """Every slice_p-th element of parameters and gradients, in rows, with their first values and weighted sums."""
+        every = group["slice_p"]
         for parameter, gradient in _gradients(group):
             state = self.state[parameter]
-            values, slopes = (t.reshape(-1)[:: group["slice_p"]] for t in (parameter.detach(), gradient))
-            yield values, slopes, state["p0"].expand(values.shape), state["s"]
+            values, slopes, start = parameter.reshape(-1), gradient.reshape(-1), state["p0"]
+            if every > 1:
+                values, slopes = values[::every], slopes[::every]
+            yield values, slopes, start if start.shape == values.shape else start.expand(values.shape), state["s"]
 
     def _averaged(self, group: Mapping[str, Any]) -> Iterator[Row]:
         """Parameters, gradients, the average of their squares, and their own where there is a momentum."""
+        has_momentum = self.param_groups[0]["betas"][0] > 0
         for parameter, gradient in _gradients(group):
             state = self.state[parameter]
-            own = (state["exp_avg"],) if self.param_groups[0]["betas"][0] > 0 else ()
-            yield parameter.detach(), gradient, state["exp_avg_sq"], *own
+            own = (state["exp_avg"],) if has_momentum else ()
+            yield parameter, gradient, state["exp_avg_sq"], *own
 
     def _finish(self, numerator: float, norm: float) -> None:
         """Count the step, and put the new estimate into all groups."""
@@ -193,4 +197,4 @@ def _gradients(group: Mapping[str, Any]) -> Iterator[tuple[Any, Tensor]]:
     """Parameters that have a gradient, and the gradients."""
     for parameter in group["params"]:
         if parameter.grad is not None:
-            yield parameter, parameter.grad.detach()
+            yield parameter, parameter.grad
