@@ -82,6 +82,18 @@ def test_a_run_goes_on_while_its_cache_is_cleared(packs, tmp_path) -> None:
     assert "text" not in TensorStore(tmp_path / "text")
 
 
+def test_nothing_is_removed_while_a_run_opens_the_cache(packs, tmp_path, capsys) -> None:
+    with CacheFolder(tmp_path).being_opened(), CacheFolder(tmp_path).being_opened():
+        assert clear("--cache_dir", tmp_path) == 1
+        assert f"{tmp_path}: a run is filling or opening this cache; nothing was removed" in capsys.readouterr().err
+        first, second = keep_within(tmp_path, packs[:1], max_gb=1e-9)
+        assert "3 files" in first
+        assert second.startswith("cache_max_gb: nothing was removed, since another run is opening the cache")
+        assert all(path.exists() for path in packs)
+    assert clear("--cache_dir", tmp_path) == 0
+    assert [path for path in packs if path.exists()] == []
+
+
 def test_the_limit_removes_what_was_not_used_for_longest(packs, tmp_path) -> None:
     lines = keep_within(tmp_path, packs[:1], max_gb=90_000 / 1e9)
     assert [path.exists() for path in packs] == [True, False, True]

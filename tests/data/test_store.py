@@ -145,3 +145,45 @@ def test_a_cache_folder_that_is_a_file_is_a_clear_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"file: cannot be used as a cache folder: file exists; choose another one"):
         TensorStore(tmp_path / "file")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.7, 0.99])
+def test_no_changed_bit_of_a_pack_gets_through(tmp_path, caplog, share):
+    """In its header or in its tensors: what it held is as it was, or counts as missing and is made again."""
+    added = {
+        "a" * 64: torch.randn(8, 4, 4),
+        "b" * 64: torch.arange(77),
+        "c" * 64: torch.ones(3, 2, dtype=torch.bfloat16),
+    }
+    TensorStore(tmp_path).add(added)
+    (pack,) = tmp_path.iterdir()
+    content = bytearray(pack.read_bytes())
+    for bit in range(8):
+        content[int(len(content) * share)] ^= 1 << bit
+        pack.write_bytes(content)
+        opened = TensorStore(tmp_path)
+        missing = [key for key in added if key not in opened]
+        assert missing
+        assert all(torch.equal(opened.get(key), added[key]) for key in added if key not in missing)
+        opened.add({key: added[key] for key in missing})
+        caplog.clear()
+        again = TensorStore(tmp_path)
+        assert all(key in again and torch.equal(again.get(key), added[key]) for key in added)
+        assert not any("entries of it" in message for message in caplog.messages), "a sound copy is there"
+        for path in again.used - {pack}:
+            path.unlink()
+        content[int(len(content) * share)] ^= 1 << bit
+
+
+def test_damaged_entries_are_said_once_for_each_pack(tmp_path, caplog):
+    TensorStore(tmp_path).add({name: torch.full((9,), 1.0) for name in "abc"})
+    (pack,) = tmp_path.iterdir()
+    content = pack.read_bytes()
+    pack.write_bytes(content[:-36] + bytes(36))  # one of the three
+    store = TensorStore(tmp_path)
+    assert sorted(name in store for name in "abc") == [False, True, True]
+    pack.write_bytes(content[:-108] + bytes(108))
+    caplog.clear()
+    store = TensorStore(tmp_path)
+    assert [name in store for name in "abc" for _ in range(2)] == [False] * 6
+    assert caplog.messages == [f"{pack}: entries of it are damaged; they are made again"]

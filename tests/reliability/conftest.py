@@ -24,8 +24,7 @@ EVERY_STEP = {"ckpt_every_n_minutes": 1e-9}
 def world(tmp_path_factory: pytest.TempPathFactory, micro_model: Path, photos: Path) -> dict[str, object]:
     """Settings that all runs of this folder have: eight steps in two epochs, saved at the end.
 
-    Their cache is their own: some are compared with runs whose cache is empty, and a latent's last bits depend on the
-    pictures that were encoded with it, so no other test may have filled it with fewer.
+    Their cache is their own, so that no other test decides what is in it.
     """
     cache = tmp_path_factory.mktemp("cache")
     optimizers = tmp_path_factory.mktemp("settings") / "optimizer.json"

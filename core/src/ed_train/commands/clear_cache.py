@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ed_train.config.describe import show
 from ed_train.config.load import load_cache_dir
-from ed_train.data.cache_folder import CacheFolder, total
+from ed_train.data.cache_folder import CacheFolder, CacheInUseError, total
 from ed_train.data.files import reason, shown
 from ed_train.errors import ConfigError, EdTrainError, Problem
 
@@ -23,7 +23,7 @@ def clear_cache(arguments: Arguments) -> None:
 
     Raises:
         ConfigError: DAYS is no number, or flags mean nothing with this command.
-        EdTrainError: a file cannot be removed.
+        EdTrainError: a file cannot be removed, or a run is opening the cache.
     """
     problems = [
         Problem(f"--{flag}", "", f"has no effect with {FLAG}; remove it")
@@ -41,6 +41,9 @@ def clear_cache(arguments: Arguments) -> None:
         return
     try:
         gone = cache.clear(days)
+    except CacheInUseError as error:
+        message = "a run is filling or opening this cache; nothing was removed; try again when it has begun to train"
+        raise EdTrainError(f"{shown(cache.folder)}: {message}") from error
     except OSError as error:
         raise EdTrainError(f"{error.filename} cannot be removed: {reason(error)}") from error
     unused = f" that no run has used for {days:g} days" if days else ""

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ed_train.data.files import reason, shown, write_atomic
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody can remove a file that is open
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +36,10 @@ class Pack:
     path: Path
     bytes: int
     used: float
+
+
+class CacheInUseError(Exception):
+    """A run is filling or opening the caches."""
 
 
 class CacheFolder:
@@ -65,14 +76,25 @@ class CacheFolder:
         A run that uses a pack meanwhile is not disturbed: it has it open.
 
         Raises:
+            CacheInUseError: a run is about to.
             OSError: a file cannot be removed.
         """
         oldest = time.time() - days * _DAY
-        gone = self.remove([pack for pack in self.packs() if pack.used <= oldest])
-        for path in self._files(_HALF_WRITTEN):
-            if path.stat().st_mtime <= min(oldest, time.time() - _DAY):  # a younger one may be in the making
-                path.unlink(missing_ok=True)
+        with self._locked(alone=True):
+            gone = self._remove([pack for pack in self.packs() if pack.used <= oldest])
+            for path in self._files(_HALF_WRITTEN):
+                with suppress(FileNotFoundError):  # its owner has just finished it
+                    if path.stat().st_mtime <= min(oldest, time.time() - _DAY):  # a younger one may be in the making
+                        path.unlink()
         return gone
+
+    @contextmanager
+    def being_opened(self) -> Generator[None]:
+        """A block in which nobody removes packs. At its end this process has those open that it needs."""
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked(alone=False):
+            yield
 
     def shrink(self, limit: float, keep: Iterable[Path]) -> list[Pack]:
         """Remove the packs that were not used for longest until all together have at most `limit` bytes.
@@ -85,6 +107,7 @@ class CacheFolder:
             What was removed.
 
         Raises:
+            CacheInUseError: a run is about to open some.
             OSError: a file cannot be removed.
         """
         packs, kept = self.packs(), set(keep)
@@ -96,13 +119,37 @@ class CacheFolder:
             if pack.path not in kept:
                 chosen.append(pack)
                 excess -= pack.bytes
-        return self.remove(chosen)
+        with self._locked(alone=True):
+            return self._remove(chosen)
 
-    def remove(self, packs: Sequence[Pack]) -> list[Pack]:
+    def _remove(self, packs: Sequence[Pack]) -> list[Pack]:
         """Remove packs; returns them. Raises OSError if one cannot be removed."""
         for pack in packs:
             pack.path.unlink(missing_ok=True)
         return list(packs)
+
+    @contextmanager
+    def _locked(self, *, alone: bool) -> Generator[None]:
+        """Lock the folder, together with others or alone; the lock goes with the process, however it ends.
+
+        Raises:
+            CacheInUseError: others have it, and this process wants it alone.
+        """
+        descriptor = None
+        try:
+            if fcntl:
+                with suppress(
+                    OSError
+                ):  # whoever may not write here removes nothing, and some file systems have no locks
+                    descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+                    try:
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+                    except BlockingIOError:
+                        raise CacheInUseError from None
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
     def _files(self, pattern: re.Pattern[str]) -> list[Path]:
         folders = [self.folder, *(self.folder / kind for kind in KINDS)]
@@ -152,6 +199,8 @@ def keep_within(folder: Path, used: Iterable[Path], max_gb: float | None) -> lis
     if max_gb is not None:
         try:
             gone = cache.shrink(max_gb * 1e9, mine)
+        except CacheInUseError:
+            lines.append("cache_max_gb: nothing was removed, since another run is opening the cache")
         except OSError as error:
             lines.append(f"cache_max_gb: {error.filename} cannot be removed: {reason(error)}")
     packs = cache.packs()

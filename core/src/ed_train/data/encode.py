@@ -228,12 +228,17 @@ class LatentCache:
 
 
 def vae_encoder(vae: Any, device: torch.device) -> Encode:
-    """What `LatentCache.build` calls: a VAE that is on the device."""
+    """What `LatentCache.build` calls: a VAE that is on the device.
+
+    How many pictures are encoded at once decides about the last bits. A CPU encodes each alone, so that a cache is the
+    same in whatever portions it was filled; that takes it less time, too, since more of a picture stays in its caches.
+    """
 
     @torch.inference_mode()
     def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = vae.encode(pixels.to(device)).latent_dist
-        return posterior.mean, posterior.std
+        at_once = 1 if device.type == "cpu" else len(pixels)
+        posteriors = [vae.encode(part).latent_dist for part in torch.split(pixels.to(device), at_once)]
+        return torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
 
     return encode
 

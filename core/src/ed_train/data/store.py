@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +27,34 @@ _PACK_BYTES = 64 << 20
 _PACK_SECONDS = 120.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An open pack that holds an entry, and the entry's checksum."""
+
+    path: Path
+    pack: Any
+    checksum: str | None
+
+    def is_sound(self, key: str) -> bool:
+        try:
+            return checksum(self.pack.get_tensor(key)) == self.checksum
+        except SafetensorError:
+            return False
+
+
+def checksum(tensor: Tensor) -> str:
+    """Of a tensor's type, shape and bytes: CRC-32, against disks and memory that fail, not against people."""
+    header = zlib.crc32(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    content: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{zlib.crc32(content, header):08x}"
+
+
 class TensorStore:
     """Tensors by string key in a folder of packs, which are safetensors files that are written once and never changed.
 
     A pack appears under its name only when it is complete and on disk. One that is damaged all the same is left out
-    with a warning, and what it held counts as missing.
+    with a warning, and what it held counts as missing. So does an entry whose bytes are not those that were written:
+    it is compared with its checksum when somebody first asks whether it is there.
 
     Attributes:
         used: the packs of the entries that were asked for or added.
@@ -43,8 +67,10 @@ class TensorStore:
             ConfigError: it cannot be made or read.
         """
         self._folder = folder
-        self._packs: dict[str, tuple[Path, Any]] = {}  # by key, the open pack that holds it
+        self._packs: dict[str, list[_Place]] = {}  # by key, where it is; the first one counts
+        self._sound: set[str] = set()  # the keys that were compared with their checksums
         self._known: set[str] = set()
+        self._damaged: set[Path] = set()
         self.used: set[Path] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -55,18 +81,25 @@ class TensorStore:
             raise ConfigError([Problem(shown(folder), "", message)]) from error
 
     def __contains__(self, key: str) -> bool:
-        if key not in self._packs:
-            return False
-        self.used.add(self._packs[key][0])
-        return True
+        while places := self._packs.get(key):
+            place = places[0]
+            if key in self._sound or place.is_sound(key):
+                self._sound.add(key)
+                self.used.add(place.path)
+                return True
+            places.pop(0)
+            if not places and place.path not in self._damaged:
+                self._damaged.add(place.path)
+                logger.warning("%s: entries of it are damaged; they are made again", shown(place.path))
+        return False
 
     def get(self, key: str) -> Tensor:
-        """Return a tensor that maps the file: read it, never write to it.
+        """Return a tensor that maps the file: read it, never write to it. Ask whether it is there first.
 
         Raises:
             KeyError: there is none.
         """
-        tensor: Tensor = self._packs[key][1].get_tensor(key)
+        tensor: Tensor = self._packs[key][0].pack.get_tensor(key)
         return tensor
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
@@ -79,7 +112,7 @@ class TensorStore:
             return
         path = self._folder / f"{uuid4().hex}.safetensors"
         try:
-            write_atomic(path, save(dict(tensors)))
+            write_atomic(path, save(dict(tensors), {key: checksum(tensor) for key, tensor in tensors.items()}))
         except OSError as error:
             message = f"the cache cannot be written: {reason(error)}; free some space or choose another folder"
             raise ConfigError([Problem(shown(self._folder), "", message)]) from error
@@ -100,14 +133,14 @@ class TensorStore:
         self._known.add(path.name)
         try:
             pack: Any = safe_open(path, framework="pt")
-            keys = pack.keys()
+            keys, checksums = pack.keys(), pack.metadata() or {}
         except FileNotFoundError:  # another process has just cleared it away
             return
         except (SafetensorError, OSError) as error:
             logger.warning("%s: damaged, its entries are made again: %s", shown(path), reason(error))
             return
         for key in keys:
-            self._packs.setdefault(key, (path, pack))
+            self._packs.setdefault(key, []).append(_Place(path, pack, checksums.get(key)))
 
     def _remove_stale(self) -> None:
         """Delete what a process that was killed left half written; younger files may still be in the making."""

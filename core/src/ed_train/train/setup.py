@@ -14,7 +14,7 @@ from ed_train.config.ema import uses_ema
 from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
 from ed_train.config.train_keys import TrainConfig
 from ed_train.data.buckets import Size, assign_buckets
-from ed_train.data.cache_folder import keep_within
+from ed_train.data.cache_folder import CacheFolder, keep_within
 from ed_train.data.encode import LatentCache, vae_encoder
 from ed_train.data.loader import BatchLoader
 from ed_train.data.scan import ImageItem, Skipped, scan_dataset
@@ -168,48 +168,50 @@ def prepare_data(run: RunConfig, model: SdModel, accelerator: Accelerator) -> Pr
     train, rank, world = run.train, accelerator.process_index, accelerator.num_processes
     scanned = scan_data(run)
     cache, main = Path(train.cache_dir or ""), accelerator.is_main_process
-    latents = LatentCache(
-        cache / "latents", scanned.items, scanned.buckets, vae=model.fingerprint("vae"), crops=train.crops_per_image,
-        progress=main,
-    )  # fmt: skip
-    caches: list[LatentCache | ValidationPictures] = [latents] if latents.missing() else []
-    validation = None
-    if scanned.validation:
-        validation = ValidationPictures(cache, scanned.validation, vae=model.fingerprint("vae"), progress=main)
-        caches += [validation] if validation.latents.missing() else []
-    if caches:
-        vae = model.load_vae().to(accelerator.device)
-        for incomplete in caches:
-            incomplete.build(vae_encoder(vae, accelerator.device), rank=rank, world=world)
-        del vae
-    accelerator.wait_for_everyone()
-    usable = latents.usable()
-    items, sizes = [scanned.items[i] for i in usable], [scanned.buckets[i] for i in usable]
-    tokens = TokenCache(cache / "tokens", model.load_tokenizer, fingerprint=model.fingerprint("tokenizer"))
-    loader = BatchLoader(
-        items, sizes, latents, tokens, batch_size=train.batch_size * world, crops=train.crops_per_image,
-        shuffle_tags=train.shuffle_tags, keep_tags=train.keep_tags, seed=train.seed, fading=fading_of(train),
-        pin_memory=accelerator.device.type == "cuda",
-    )  # fmt: skip
-    tokens.add(["", *loader.captions])
-    if loader.shuffles:
-        _ = tokens.tokenizer  # new captions come up all the time
-    skipped, notes = (*scanned.skipped, *latents.skipped), scanned.notes
-    validator, stores = None, [latents.store, tokens.store]
-    if validation and run.validation:
-        own = TokenCache(cache / "tokens", model.load_tokenizer, fingerprint=model.fingerprint("tokenizer"))
-        sets = validation.ready(own)
-        stores += [validation.latents.store, own.store]
-        validator = Validator(run.validation.config, sets, validation.latents, train)
-        skipped = tuple(dict.fromkeys((*skipped, *validation.latents.skipped)))
-        notes += tuple(notes_on_leaks(sets, {latents.content(item.path) for item in items}))
-    shown = tuple(one.scanned for one in validator.sets) if validator else ()
-    pictures = Pictures(len(items), len(set(sizes)), loader.epochs, skipped, notes, shown)
-    return PreparedData(loader, pictures, validator, tuple(stores))
+    with CacheFolder(cache).being_opened():
+        latents = LatentCache(
+            cache / "latents", scanned.items, scanned.buckets, vae=model.fingerprint("vae"),
+            crops=train.crops_per_image, progress=main,
+        )  # fmt: skip
+        caches: list[LatentCache | ValidationPictures] = [latents] if latents.missing() else []
+        validation = None
+        if scanned.validation:
+            validation = ValidationPictures(cache, scanned.validation, vae=model.fingerprint("vae"), progress=main)
+            caches += [validation] if validation.latents.missing() else []
+        if caches:
+            vae = model.load_vae().to(accelerator.device)
+            for incomplete in caches:
+                incomplete.build(vae_encoder(vae, accelerator.device), rank=rank, world=world)
+            del vae
+        accelerator.wait_for_everyone()
+        usable = latents.usable()
+        items, sizes = [scanned.items[i] for i in usable], [scanned.buckets[i] for i in usable]
+        tokens = TokenCache(cache / "tokens", model.load_tokenizer, fingerprint=model.fingerprint("tokenizer"))
+        loader = BatchLoader(
+            items, sizes, latents, tokens, batch_size=train.batch_size * world, crops=train.crops_per_image,
+            shuffle_tags=train.shuffle_tags, keep_tags=train.keep_tags, seed=train.seed, fading=fading_of(train),
+            pin_memory=accelerator.device.type == "cuda",
+        )  # fmt: skip
+        tokens.add(["", *loader.captions])
+        if loader.shuffles:
+            _ = tokens.tokenizer  # new captions come up all the time
+        skipped, notes = (*scanned.skipped, *latents.skipped), scanned.notes
+        validator, stores = None, [latents.store, tokens.store]
+        if validation and run.validation:
+            own = TokenCache(cache / "tokens", model.load_tokenizer, fingerprint=model.fingerprint("tokenizer"))
+            sets = validation.ready(own)
+            stores += [validation.latents.store, own.store]
+            validator = Validator(run.validation.config, sets, validation.latents, train)
+            skipped = tuple(dict.fromkeys((*skipped, *validation.latents.skipped)))
+            notes += tuple(notes_on_leaks(sets, {latents.content(item.path) for item in items}))
+        shown = tuple(one.scanned for one in validator.sets) if validator else ()
+        pictures = Pictures(len(items), len(set(sizes)), loader.epochs, skipped, notes, shown)
+        return PreparedData(loader, pictures, validator, tuple(stores))
 
 
 def _tidied(train: TrainConfig, stores: Sequence[TensorStore], accelerator: Accelerator) -> list[str]:
     """Keep the cache folder within its limit; the main process does it, for all. Returns lines for the user."""
+    accelerator.wait_for_everyone()  # until all have opened what they need
     if not accelerator.is_main_process:
         return []
     return keep_within(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ed_train.config.run import TEXT_ENCODER, RunConfig
+from ed_train.data.cache_folder import CacheFolder
 from ed_train.data.embeddings import EmbeddingCache
 from ed_train.models.fingerprint import front_digest
 from ed_train.models.load import SdModel
@@ -162,11 +163,10 @@ def prepare_text(
         text.last = accelerator.prepare_model(LastPart(text_encoder, layers, clip_skip))
     if layers and _may_cache(run, shuffles):
         rows = _ROWS if accelerator.device.type == "cpu" else run.train.batch_size
-        text.cache = EmbeddingCache(
-            Path(run.train.cache_dir or "") / "text", key=_key(text, precision, rows), rows=rows,
-            progress=accelerator.is_main_process,
-        )  # fmt: skip
-        text.prepare(token_ids)
+        folder, key = Path(run.train.cache_dir or ""), _key(text, precision, rows)
+        with CacheFolder(folder).being_opened():
+            text.cache = EmbeddingCache(folder / "text", key=key, rows=rows, progress=accelerator.is_main_process)
+            text.prepare(token_ids)
     return text
 
 
