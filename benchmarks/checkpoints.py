@@ -45,8 +45,8 @@ def main() -> None:
     session.close()
 
 
-def trained_session(folder: Path, size: str) -> Any:
-    """A session after two steps, so that the optimizers have their state."""
+def trained_session(folder: Path, size: str, **more: object) -> Any:
+    """A session after two steps, so that the optimizers have their state; `more` settings as flags."""
     from ed_train.config.load import load_config
     from ed_train.registry import load_registry
     from ed_train.train.setup import start
@@ -57,7 +57,7 @@ def trained_session(folder: Path, size: str) -> Any:
     flags = {
         "resume_ckpt": assets.model, "data_root": assets.photos, "resolution": 256, "batch_size": 4, "max_epochs": 100,
         "optimizer_config": assets.optimizer, "logdir": folder / "logs", "sample_steps": 0,
-        "disable_amp": "true", "save_optimizer": "true",
+        "disable_amp": "true", "save_optimizer": "true", **more,
     }  # fmt: skip
     session, _ = start(load_config({key: str(value) for key, value in flags.items()}, load_registry()))
     windows = session.windows()

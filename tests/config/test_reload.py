@@ -86,6 +86,15 @@ def test_what_wins_over_the_file_goes_on_to_win(start, edit, tmp_path) -> None:
     assert edit(changed, edited)[1] == [], "each is said once"
 
 
+def test_the_prompts_file_wins_although_both_said_the_same(start, edit, tmp_path) -> None:
+    (tmp_path / "prompts.json").write_text('{"generate_samples_every_n_steps": 30, "samples": [{"prompt": "a"}]}')
+    run = start({"sample_prompts": "prompts.json", "sample_steps": 30})
+    assert run.notes == ()
+    changed, (line,) = edit(run, {"sample_prompts": "prompts.json", "sample_steps": 40})
+    assert "sample_steps stays 30, although train.json says 40" in line
+    assert changed.train.sample_steps == 30
+
+
 def test_what_cannot_change_is_named_once_per_change(start, edit) -> None:
     run = start({"lr": 1e-6, "batch_size": 2})
     changed, lines = edit(run, {"lr": 2e-6, "max_epochs": 9, "batch_size": 2})

@@ -181,12 +181,11 @@ def _samples(
         return train, settings or SampleSettings(), problems, []
     every, own = settings.generate_samples_every_n_steps, given.get("sample_steps")
     of_file = Given(every, path.name, "generate_samples_every_n_steps")
-    if own and train.sample_steps == every:
-        return train, settings, problems, []
+    differs = own is not None and train.sample_steps != every
     if own and own.where.startswith("--"):
-        return train, settings, problems, [f"{own} overrides {of_file}"]
+        return train, settings, problems, [f"{own} overrides {of_file}"] * differs
     given["sample_steps"] = of_file
-    return replace(train, sample_steps=every), settings, problems, [f"{of_file} overrides {own}"] if own else []
+    return replace(train, sample_steps=every), settings, problems, [f"{of_file} overrides {own}"] * differs
 
 
 def _validation(
