@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ed_train.models import atomic
+from ed_train.models import atomic, export
 from ed_train.models import save as pipelines
 from ed_train.train import checkpoint as checkpoints
 from ed_train.train import output
@@ -32,6 +32,7 @@ CALLS: dict[str, tuple[tuple[Any, str], ...]] = {
     "save_file": ((pipelines, "save_file"), (checkpoints, "save_file")),
     "copyfile": ((shutil, "copyfile"),),
     "write_text": ((Path, "write_text"),),
+    "write_safetensors": ((export, "write_safetensors"),),
     "torch.save": ((torch, "save"),),
     "sha256": ((atomic, "file_sha256"),),
     "chmod": ((Path, "chmod"),),
@@ -41,7 +42,7 @@ CALLS: dict[str, tuple[tuple[Any, str], ...]] = {
     "rmtree": ((shutil, "rmtree"),),
 }
 """What a save does, by what it calls."""
-WRITES = ("save_file", "copyfile", "write_text", "torch.save")
+WRITES = ("save_file", "copyfile", "write_text", "torch.save", "write_safetensors")
 
 Call = Callable[[], Any]
 
@@ -87,7 +88,7 @@ def at_each_call_of_a_save(save: int, then: Callable[[int, str, Call, Path | Non
 def _written(name: str, args: tuple[Any, ...]) -> Path | None:
     if name not in WRITES:
         return None
-    target = args[0] if name == "write_text" else args[1]
+    target = args[0] if name in ("write_text", "write_safetensors") else args[1]
     return Path(target if isinstance(target, str | Path) else target.name)
 
 
