@@ -62,7 +62,7 @@ def test_help_names_its_own_flags(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     assert set(re.findall(r"^  (--[\w-]+)", capsys.readouterr().out, re.M)) == {
-        "--version", "--optimizers", "--lr-grid", "--folder", "--json",
+        "--version", "--optimizers", "--lr-grid", "--seeds", "--folder", "--json",
     }  # fmt: skip
 
 

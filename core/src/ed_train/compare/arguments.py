@@ -10,6 +10,8 @@ from typing import NoReturn
 from ed_train import __version__
 from ed_train.commands.arguments import Arguments, parse_arguments
 from ed_train.compare.learning_rates import LearningRates, parse_grid
+from ed_train.compare.seeds import FLAG as SEEDS
+from ed_train.compare.seeds import parse_seeds
 from ed_train.errors import ConfigError, Problem
 
 DESCRIPTION = """\
@@ -32,6 +34,7 @@ class CompareArguments:
     Attributes:
         optimizers: as they were named; empty for all that can be used.
         grid: the learning rates to try.
+        seeds: to run each with; empty for the one that is configured.
         folder: where everything is written; None for the default.
         json: whether to print the results as JSON.
         runs: the flags that set the runs.
@@ -39,6 +42,7 @@ class CompareArguments:
 
     optimizers: tuple[str, ...]
     grid: LearningRates
+    seeds: tuple[int, ...]
     folder: str | None
     json: bool
     runs: Arguments
@@ -69,15 +73,18 @@ def parse(argv: Sequence[str]) -> CompareArguments:
     if own.optimizers is not None and not names:
         problems.append(Problem("--optimizers", "", "got no name; expected some, e.g. adamw,lion,prodigy"))
     grid, found = parse_grid(own.lr_grid)
-    if problems := [*problems, *found]:
+    seeds, wrong = parse_seeds(own.seeds)
+    if own.seeds is not None and "seed" in runs.flags:
+        wrong.append(Problem(SEEDS, "", "contradicts --seed, which is one for all; leave one of them out"))
+    if problems := [*problems, *found, *wrong]:
         raise ConfigError(problems)
-    return CompareArguments(names, grid, own.folder, own.json, runs)
+    return CompareArguments(names, grid, seeds, own.folder, own.json, runs)
 
 
 def _parser() -> _Parser:
     parser = _Parser(
         "ed-compare", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
-        usage="ed-compare [--config train.json] [--optimizers NAME,...] [--lr-grid LR,...] [--KEY VALUE ...]",
+        usage="ed-compare [--config train.json] [--optimizers NAME,...] [--lr-grid LR,...] [--seeds N,...] [--KEY ...]",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=120),
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"ed-compare {__version__}", help="show the version")
@@ -91,6 +98,9 @@ def _parser() -> _Parser:
         help="a run for each: learning rates such as 1e-5,1e-4 (not for those that find theirs themselves), "
         "or multiples of each one's own such as 0.3x,1x,3x",
     )  # fmt: skip
+    parser.add_argument(
+        SEEDS, metavar="N,...", help="a run with each of these seeds, and the mean and spread of their losses"
+    )
     parser.add_argument(
         "--folder", metavar="DIR", help="where everything is written; default: PROJECT_compare in logdir"
     )

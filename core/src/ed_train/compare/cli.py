@@ -32,6 +32,7 @@ def _compare(argv: Sequence[str]) -> int:
     from ed_train.compare.members import make_members, with_validation
     from ed_train.compare.report import write_report
     from ed_train.compare.runner import Progress, Stop, run_members
+    from ed_train.compare.seeds import group_lines, groups_as_json, with_seeds
     from ed_train.compare.summary import as_json, summarize, table_lines
     from ed_train.config.load import load_config
     from ed_train.registry import load_registry
@@ -42,6 +43,7 @@ def _compare(argv: Sequence[str]) -> int:
     run = load_config(given.runs.flags, registry, config_file)
     run = with_validation(run)
     members, notes = make_members(run, given.optimizers, given.grid, registry, given.runs.flags, config_file)
+    members = with_seeds(members, given.seeds)
     train = run.train
     folder = Path(given.folder or Path(train.logdir) / (train.run_name or f"{train.project_name}_compare")).absolute()
     if given.folder and train.run_name:
@@ -61,9 +63,9 @@ def _compare(argv: Sequence[str]) -> int:
     if given.json:
         from ed_train.commands.as_json import print_json
 
-        print_json({**as_json(summary), "report": str(report)})
+        print_json({**as_json(summary), "seeds": groups_as_json(summary), "report": str(report)})
     else:
-        print("\n".join([*table_lines(summary), f"report: {report}"]))
+        print("\n".join([*table_lines(summary), *group_lines(summary), f"report: {report}"]))
     if stop.number:
         say.line(f"stopped; go on with the same command: ed-compare {shlex.join(argv)}")
         return 128 + stop.number

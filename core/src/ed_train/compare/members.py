@@ -39,12 +39,14 @@ class Member:
         name: of its optimizer, which members with other learning rates share.
         run: its configuration; every option has its source.
         unusable: why it cannot run on this machine; empty if it can.
+        seed_of: the label of what runs with several seeds, of which this is one; empty if it does not.
     """
 
     label: str
     name: str
     run: RunConfig
     unusable: str = ""
+    seed_of: str = ""
 
     @property
     def main(self) -> ComponentConfig:

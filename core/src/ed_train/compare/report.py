@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from ed_train.compare.canvas import DARK, LIGHT, SvgCanvas
 from ed_train.compare.folder import DONE, Place
 from ed_train.compare.pictures import SampleColumn, embedded, plots_of, sample_columns, sample_sheet
 from ed_train.compare.plots import WIDTH, Plot, Style, draw_png, styles
+from ed_train.compare.seeds import HEADINGS as SEED_HEADINGS
+from ed_train.compare.seeds import group_cells, groups, groups_as_json
 from ed_train.compare.summary import HEADINGS, MISSING, Row, Summary, as_json, cells, number
 from ed_train.config.describe import show
 from ed_train.config.record import configuration_of
@@ -53,12 +55,8 @@ def write_report(folder: Path, summary: Summary, places: Sequence[Place], run: R
             draw_png(plot).save(folder / f"{plot.name}.png")
         if columns:
             sample_sheet(labels, columns).save(folder / SHEET)
-        results = (
-            json.dumps(
-                {**as_json(summary), "facts": facts(summary, run)}, indent=2, ensure_ascii=False, allow_nan=False
-            )
-            + "\n"
-        )
+        content = {**as_json(summary), "seeds": groups_as_json(summary), "facts": facts(summary, run)}
+        results = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomic(folder / RESULTS, results.encode())
         write_atomic(path, page.encode())
     except OSError as error:
@@ -84,7 +82,7 @@ def _page(
     yield "</div>"
     yield from _samples(labels, columns)
     yield from _configurations(summary, looks, places)
-    yield from _shared(run)
+    yield from _shared(run, () if not _seeds(summary) else ("seed",))
     yield from _remarks(summary, stray)
     yield "</main>\n</body>\n</html>\n"
 
@@ -112,7 +110,7 @@ def facts(summary: Summary, run: RunConfig) -> list[str]:
         f"{len(summary.rows)} runs of {steps} steps" if steps else f"{len(summary.rows)} runs",
         f"batch {train.batch_size}" + (f" x {train.grad_accum}" if train.grad_accum > 1 else ""),
         f"{train.resolution} px",
-        f"seed {train.seed}",
+        _seeds(summary) or f"seed {train.seed}",
         f"model {run.model.location}",
         f"data {train.data_root}",
     ]
@@ -122,6 +120,11 @@ def facts(summary: Summary, run: RunConfig) -> list[str]:
         known.append(f"{record.get('device')}, {threads} thread{'s' if threads != 1 else ''}, {precision}")
         known.append(f"torch {(record.get('libraries') or {}).get('torch')}")
     return [*known, f"ed-train {__version__}", time.strftime("%Y-%m-%d %H:%M")]
+
+
+def _seeds(summary: Summary) -> str:
+    found = dict.fromkeys(row.member.run.train.seed for row in summary.rows if row.member.seed_of)
+    return f"seeds {', '.join(map(str, found))}" if found else ""
 
 
 def _lead(summary: Summary) -> str:
@@ -150,6 +153,13 @@ def _summary_table(summary: Summary, looks: Sequence[Style]) -> Iterator[str]:
         yield f'<td class="words{bad}">{escape(verdict)}</td></tr>'
     yield "</tbody></table></div>"
     yield f'<p class="note">{escape(_legend(summary))}</p>'
+    if rows := [group_cells(group) for group in groups(summary)]:
+        yield '<div class="card"><table class="summary"><thead><tr>'
+        yield "".join(f"<th>{escape(heading)}</th>" for heading in SEED_HEADINGS) + "</tr></thead><tbody>"
+        for label, *texts in rows:
+            values = "".join(f"<td>{escape(text)}</td>" for text in texts)
+            yield f'<tr><th scope="row">{escape(label)}</th>{values}</tr>'
+        yield "</tbody></table></div>"
 
 
 def _legend(summary: Summary) -> str:
@@ -215,10 +225,10 @@ def _component(name: str, config: ComponentConfig) -> Iterator[str]:
     yield from _table(rows)
 
 
-def _shared(run: RunConfig) -> Iterator[str]:
+def _shared(run: RunConfig, varied: Collection[str]) -> Iterator[str]:
     """The settings of train.json that all runs have; those that somebody set come first."""
-    settings = configuration_of(run)["train"]
-    rows = [(key, value, run.sources.get(key, "default")) for key, value in settings.items()]
+    settings = configuration_of(run)["train"].items()
+    rows = [(key, value, run.sources.get(key, "default")) for key, value in settings if key not in varied]
     given = [row for row in rows if row[2] != "default"]
     yield '<h2>Settings of all runs</h2>\n<div class="card">'
     yield from _table(given)

@@ -159,18 +159,23 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def table_lines(summary: Summary) -> list[str]:
     """The table for a terminal, from the lowest loss to the highest."""
-    rows = [HEADINGS, *map(cells, summary.ranked)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        texts = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:-1], widths[1:-1], strict=True)), row[-1]]
-        lines.append("  ".join(texts).rstrip())
+    lines = aligned([HEADINGS, *map(cells, summary.ranked)], words=True)
     what = f"best and final: {summary.measure}"
     if summary.start is not None:
         what += f"; before training: {number(summary.start)}"
     elif summary.measured is None:
         what += ", smoothed, since nothing is validated: it is noisy, and falls where pictures are memorized"
     return [*lines, what]
+
+
+def aligned(rows: Sequence[Sequence[str]], *, words: bool = False) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right, but for a last one of words."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        texts = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join([*texts[:-1], row[-1]] if words else texts).rstrip())
+    return lines
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
