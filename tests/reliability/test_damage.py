@@ -119,7 +119,7 @@ def test_what_is_no_checkpoint_is_passed_over(ckpts: Path) -> None:
     assert "has no manifest.json; it is no checkpoint of ed-train, or not whole" in notes[0]
     for name, words in {
         "empty": "has no manifest.json",
-        "notes.txt": "",
+        "notes.txt": "notes.txt is a file; expected a checkpoint's folder; a file holds a model alone: begin a new run",
         "nowhere": "not found",
         ".myproj-ep00-gs00011.partial-1": "was never finished",
     }.items():

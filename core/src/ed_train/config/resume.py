@@ -71,6 +71,9 @@ def find_named(value: str, base: Path, *, verify: bool = True) -> tuple[ResumePo
         return None, message
     if message := not_a_checkpoint(path):
         return None, message
+    if path.is_file():
+        hint = "a file holds a model alone: begin a new run from it with resume_ckpt"
+        return None, f"{path} is a file; expected a checkpoint's folder; {hint}"
     try:
         return _checked(path, verify), ""
     except CheckpointError as error:
