@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from ed_train.config.run import UNET
 from ed_train.train.step import forward_loss
@@ -54,9 +53,9 @@ class CompiledCall:
             return self.as_it_is(*args, **kwargs)
         try:
             return self.compiled(*args, **kwargs)
-        except FailOnRecompileLimitHit:
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
             self.leave_out(shape)
-        except TorchDynamoException as error:
+        except torch._dynamo.exc.TorchDynamoException as error:
             self.give_up(error)
         return self.as_it_is(*args, **kwargs)
 
