@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -151,7 +152,9 @@ def first_steps(flags: dict[str, Any], model: Path, rounds: int) -> dict[str, li
 
 def run(arguments: list[str]) -> dict[str, float]:
     """Run Python in a fresh process; returns what it prints last."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(f"{arguments[0]} {arguments[-1]} failed:\n{done.stderr[-3000:]}")
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

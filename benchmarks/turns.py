@@ -52,11 +52,12 @@ class Program:
         """Start it, or let it take its turn; returns when that is over: whether there will be another."""
         if self._process is None:
             settings = {TURN: str(self.turn), WARM_UP: str(self.warm_up), STARTED: str(time.time())}
+            given = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
             self._process = subprocess.Popen(
                 [sys.executable, *self.command],
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **settings, "HF_HUB_OFFLINE": "1"},
+                env={**given, **settings, "HF_HUB_OFFLINE": "1"},
             )
         else:
             os.kill(self.pid, signal.SIGCONT)

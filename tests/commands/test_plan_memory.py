@@ -261,3 +261,16 @@ print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6)
     seconds, gigabytes = map(float, result.stdout.split()[-2:])
     assert seconds < 15
     assert gigabytes < 2, "neither weights nor state were allocated"
+
+
+def test_a_text_encoder_that_is_not_in_memory_is_not_counted(command, write_optimizer, make_session) -> None:
+    write_optimizer({"base": {"optimizer": "adamw"}})
+    flags = {"disable_textenc_training": "true"}
+    for cached in ("true", "false"):
+        given = {**flags, "cache_text_embeddings": cached}
+        arguments = [f"--{key}={value}" for key, value in given.items()]
+        plan = command("--plan-memory", "--json", *arguments).json["configured"]
+        session = make_session(**given)
+        assert ("text_encoder" in plan["components"]) == (session.text_encoder is not None) == (cached == "false")
+        text = command("--plan-memory", *arguments).out
+        assert ("none trains; not in memory: its embeddings are cached" in text) == (cached == "true")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ed_train.commands.list_optimizers import written_name
-from ed_train.config.run import RunConfig
+from ed_train.config.run import TEXT_ENCODER, RunConfig
 from ed_train.registry import OptimizerRegistry, RegisteredOptimizer
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ NOT_COUNTED = (
     "what an optimizer needs for a moment within a step",
     "the moving average, if there is one: 4 bytes for each parameter that trains",
     "the VAE, while pictures are encoded and samples drawn",
+    "a text encoder that does not train, while samples are drawn, or if files beside pictures shuffle tags",
     "what CUDA and its libraries take for themselves",
 )
 COLUMNS = ("weights", "gradients", "state", "total")
@@ -39,13 +40,16 @@ def plan_memory(run: RunConfig, registry: OptimizerRegistry, *, as_json: bool) -
     from ed_train.models.shapes import configuration_of
     from ed_train.train.memory import StateCounter, memory_of_all, memory_of_run
     from ed_train.train.preview import empty_modules
+    from ed_train.train.text import needs_text_encoder
 
     with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints must not get into the output
         modules, notes = empty_modules(run, configuration_of(run.model))
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         counter = StateCounter(device or torch.device("cpu"))
-        configured = memory_of_run(run, modules, counter)
-        rows = memory_of_all(run, registry, modules, counter)
+        in_memory = needs_text_encoder(run, run.train.shuffle_tags)  # files beside pictures are not read
+        held = {name: module for name, module in modules.items() if name != TEXT_ENCODER or in_memory}
+        configured = memory_of_run(run, held, counter)
+        rows = memory_of_all(run, registry, held, counter)
     here = counter.device.type
     remarks = list(dict.fromkeys((*run.notes, *notes)))
     if as_json:
@@ -62,7 +66,7 @@ def plan_memory(run: RunConfig, registry: OptimizerRegistry, *, as_json: bool) -
             }
         )
         return
-    print("\n".join([*_component_lines(run, modules, registry), *_table(configured, rows, registry, here)]))
+    print("\n".join([*_component_lines(run, modules, held, registry), *_table(configured, rows, registry, here)]))
     dtype = "in float32, those of weights_dtype bf16 in bfloat16" if run.train.weights_dtype == "bf16" else "float32"
     print(f"for one process; weights and gradients are {dtype}; not counted:")
     print("\n".join(f"    {what}" for what in NOT_COUNTED))
@@ -70,7 +74,9 @@ def plan_memory(run: RunConfig, registry: OptimizerRegistry, *, as_json: bool) -
         print(f"note: {note}")
 
 
-def _component_lines(run: RunConfig, modules: dict[str, nn.Module], registry: OptimizerRegistry) -> Iterator[str]:
+def _component_lines(
+    run: RunConfig, modules: dict[str, nn.Module], held: dict[str, nn.Module], registry: OptimizerRegistry
+) -> Iterator[str]:
     from ed_train.train.components import component_label
     from ed_train.train.report import millions
 
@@ -82,7 +88,7 @@ def _component_lines(run: RunConfig, modules: dict[str, nn.Module], registry: Op
             optimizer = written_name(run.components[name].optimizer, registry)
             yield f"{line}, {millions(counts['trained'])} train with {optimizer}"
         else:
-            yield f"{line}, none trains"
+            yield f"{line}, none trains" + ("" if name in held else "; not in memory: its embeddings are cached")
 
 
 def _table(configured: MemoryRow, rows: Sequence[MemoryRow], registry: OptimizerRegistry, here: str) -> Iterator[str]:
