@@ -161,14 +161,13 @@ def test_the_options_of_the_run_count_where_it_uses_the_optimizer(command, write
 
 
 def test_a_component_that_does_not_train_has_weights_alone(command) -> None:
-    shown = command("--plan-memory", "--json", disable_textenc_training=True)
+    held = {"disable_textenc_training": True, "cache_text_embeddings": False}
+    shown = command("--plan-memory", "--json", **held)
     for row in (shown.json["configured"], *shown.json["optimizers"]):
         part = row["components"]["text_encoder"]
         assert (part["gradients"], part["state"], part["total"]) == (0, 0, 4 * 1634400)
         assert row["optimizers"].keys() == {"unet"}
-    assert (
-        "text encoder: 1.6 M parameters, none trains\n" in command("--plan-memory", disable_textenc_training=True).out
-    )
+    assert "text encoder: 1.6 M parameters, none trains\n" in command("--plan-memory", **held).out
 
 
 def test_rows_are_sorted_and_those_for_other_cards_are_marked(command) -> None:
