@@ -29,7 +29,7 @@ MODEL = WORK / "model"
 
 SEED = 0
 VAE_STEPS = 2500
-DECODER_STEPS = 3000
+DECODER_STEPS = 8000
 PICTURES = 8000
 
 
@@ -112,7 +112,7 @@ def held_out_scenes() -> list[Scene]:
     for number, shape in enumerate(SHAPES):
         unseen = [s for s in every if s.shape == shape and s.colour != s.ground and s.held_out]
         for index, scene in enumerate(unseen[:: len(unseen) // 3][:3]):
-            pattern = PATTERNS[(number + index) % 4] if index else ""
+            pattern = PATTERNS[(number + index) % len(PATTERNS)] if index else ""
             scenes.append(Scene(shape, scene.colour, scene.ground, pattern, list(SIZES)[1 + (number + index) % 2]))
     return scenes
 

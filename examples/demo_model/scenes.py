@@ -29,15 +29,15 @@ COLOURS = {
     "black": (20, 20, 22),
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart")
-PATTERNS = ("", "striped", "checkered", "dotted")
-SIZES = {"small": 0.14, "": 0.22, "large": 0.31}
+PATTERNS = ("", "striped", "checkered")
+SIZES = {"small": 0.17, "": 0.25, "large": 0.35}
 """The radius of a shape as a share of the picture's side."""
 PLACES = {
     "": (0.5, 0.5),
-    "on the left": (0.26, 0.5),
-    "on the right": (0.74, 0.5),
-    "at the top": (0.5, 0.26),
-    "at the bottom": (0.5, 0.74),
+    "on the left": (0.28, 0.5),
+    "on the right": (0.72, 0.5),
+    "at the top": (0.5, 0.28),
+    "at the bottom": (0.5, 0.72),
 }
 
 Colour: TypeAlias = tuple[int, int, int]
@@ -83,7 +83,7 @@ class Scene:
 def random_scene(rng: random.Random) -> Scene:
     """Any scene whose thing differs from its ground in colour."""
     colour, ground = rng.sample(list(COLOURS), 2)
-    pattern = rng.choice(PATTERNS[1:]) if rng.random() < 0.45 else ""
+    pattern = rng.choice(PATTERNS[1:]) if rng.random() < 0.4 else ""
     size = rng.choice(list(SIZES))
     place = "" if size == "large" or rng.random() < 0.5 else rng.choice(list(PLACES)[1:])
     return Scene(rng.choice(SHAPES), colour, ground, pattern, size, place)
@@ -167,16 +167,7 @@ def _checks(pen: ImageDraw.ImageDraw, side: int, colour: Colour, rng: random.Ran
             pen.rectangle((x, y, x + width, y + width), fill=colour)
 
 
-def _dots(pen: ImageDraw.ImageDraw, side: int, colour: Colour, rng: random.Random) -> None:
-    step, radius = side / 5, side / 20
-    left, top = rng.uniform(-0.5, 0.5) * step, rng.uniform(-0.5, 0.5) * step
-    for row in range(-1, 7):
-        for column in range(-1, 7):
-            x, y = left + (column + row % 2 / 2) * step, top + row * step
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-
-
-_GROUNDS = {"striped": _stripes, "checkered": _checks, "dotted": _dots}
+_GROUNDS = {"striped": _stripes, "checkered": _checks}
 
 
 def _around(centre: Point, radius: float) -> tuple[float, float, float, float]:
