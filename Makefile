@@ -34,7 +34,7 @@ $(READY): constraints.txt requirements-dev.txt $(PACKAGES:%=%/pyproject.toml)
 	$(INSTALL) --no-deps open-clip-torch  # only for its tokenizer file: its dependencies include torchvision
 	@touch $@
 
-demo: $(READY) ## train on real photos, with pictures from before and after (.work/demo/)
+demo: $(READY) ## teach a small model what a robot is, and draw before, between and after (.work/demo/demo.png)
 	PYTHONPATH=examples $(BIN)/python -m demo.demo $(ARGS)
 
 test: $(READY) ## all tests, on all cores

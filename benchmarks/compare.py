@@ -4,8 +4,8 @@
     make compare ARGS="--write-docs"          # and the table and pictures of the docs
     make compare ARGS="--optimizers lion"     # further flags go to ed-compare
 
-Each optimizer trains the demo's model on the demo's photos, and is judged by the loss of all of them with noise and
-timesteps that are the same in every validation: what is to be learned is these photos.
+Each optimizer teaches the demo's model what a robot is, and is judged by the loss of robots on grounds where it has
+seen none, with noise and timesteps that are the same in every validation.
 Interrupted, it goes on where it stopped when it is started again.
 """
 
@@ -21,10 +21,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from demo.make_model import make_model
-from demo.photos import make_demo_photos
+from demo.demo import MODEL, write_validation
+from demo.robot import write_pictures
 from ed_train.api import installed_plugins
-from ed_train.models.quiet import quiet_libraries
 from PIL import Image
 from report import versions, write_docs
 
@@ -32,13 +31,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 WORK = ROOT / ".work" / "compare"
 DEMO = ROOT / "examples" / "demo"
-VALIDATION = {
-    "validate_training": False,
-    "stabilize_training_loss": True,
-    "stabilize_split_proportion": 1.0,
-    "every_n_epochs": 2.5,
-    "timesteps_per_image": 8,
-}
 FLAGS = ("--max_steps", "200", "--sample_steps", "100000", "--log_step", "5")
 """Samples are drawn before and after alone."""
 HEADINGS = (
@@ -84,17 +76,14 @@ def _made(facts: Sequence[str]) -> Iterator[str]:
 
 
 def task() -> list[str | Path]:
-    """Make the demo's model and pictures, once; returns the flags that train it."""
-    if not (WORK / "task").exists():  # made anew, the pictures would count as other ones
-        half_made = WORK / "half made"
-        with quiet_libraries():
-            make_model(half_made / "model")
-        make_demo_photos(half_made / "photos")
-        (half_made / "validation.json").write_text(json.dumps(VALIDATION, indent=2), encoding="utf-8")
-        half_made.rename(WORK / "task")
+    """Make the demo's pictures, once; returns the flags that train its model on them."""
     made = WORK / "task"
-    inputs: list[str | Path] = ["--resume_ckpt", made / "model", "--data_root", made / "photos"]
-    inputs += ["--validation_config", made / "validation.json"]
+    if not made.exists():  # made anew, the pictures would count as other ones
+        half_made = WORK / "half made"
+        write_pictures(half_made)
+        half_made.rename(made)
+    inputs: list[str | Path] = ["--resume_ckpt", MODEL, "--data_root", made / "training"]
+    inputs += ["--validation_config", write_validation(made)]
     return ["--config", DEMO / "train.json", *inputs, "--logdir", WORK / "logs", *FLAGS]
 
 

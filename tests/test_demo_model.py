@@ -50,7 +50,7 @@ def test_a_vae_begins_with_mean_colours() -> None:
         decoded = vae.decode(latents).sample
     means = torch.nn.functional.avg_pool2d(batch, 4)
     assert (latents[:, :3] - means).abs().mean() < 0.1
-    assert (decoded - batch).abs().mean() < 0.15  # of a range of 2; a picture of one grey is at 0.6
+    assert (decoded - batch).abs().mean() < 0.2  # of a range of 2; a picture of one grey is at 0.6
 
 
 def test_scenes_are_reproducible_and_leave_out_what_is_held_out(tmp_path: Path) -> None:
@@ -82,6 +82,31 @@ def test_a_scene_looks_as_its_caption_says() -> None:
     )
 
 
+def test_a_judge_tells_painted_shapes_apart() -> None:
+    from demo_model.judge import shape_in
+
+    rng = random.Random(3)
+    scenes = [Scene(shape, "yellow", "purple", size=size) for shape in SHAPES for size in ("", "large")]
+    assert [shape_in(draw(scene, rng), scene) for scene in scenes] == [scene.shape for scene in scenes]
+    assert shape_in(Image.new("RGB", (64, 64), COLOURS["purple"]), scenes[0]) == ""
+
+
+def test_the_shipped_model_draws_what_it_has_not_seen() -> None:
+    from demo.demo import MODEL
+    from demo_model.drawing import draw as sample
+    from demo_model.judge import shape_in
+    from demo_model.make import held_out_scenes
+
+    assert sum(file.stat().st_size for file in MODEL.rglob("*") if file.is_file()) < 12e6
+    scenes = [scene for scene in held_out_scenes() if scene.size == "large" and not scene.pattern]
+    pictures = sample(MODEL, [scene.caption for scene in scenes], seeds=range(len(scenes)), steps=15)
+    right = [shape_in(picture, scene) == scene.shape for picture, scene in zip(pictures, scenes, strict=True)]
+    grounds = [nearest(mean_colour(picture, (0, 0, 8, 8))) for picture in pictures]
+    assert len(scenes) >= 6
+    assert sum(right) >= len(scenes) - 2
+    assert grounds == [scene.ground for scene in scenes]
+
+
 @pytest.mark.slow
 def test_a_model_can_be_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from demo_model import make
@@ -90,6 +115,7 @@ def test_a_model_can_be_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(make, "VAE_STEPS", 2)
     monkeypatch.setattr(make, "DECODER_STEPS", 2)
     monkeypatch.setattr(make, "PICTURES", 32)
+    monkeypatch.setattr(make, "JUDGED", 2)
     make.make(tmp_path / "work", tmp_path / "model", ["--max_steps", "2", "--sample_steps", "0"])
     assert (tmp_path / "model" / "curve.png").exists()
     assert (tmp_path / "model" / "held_out.png").exists()

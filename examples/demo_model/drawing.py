@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -39,8 +38,10 @@ def tile(picture: Image.Image, side: int = TILE) -> Image.Image:
 
 def write_lines(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, size: int = 12) -> None:
     """Write a text that wraps at so many pixels."""
-    font = ImageFont.load_default(size)
-    lines = textwrap.wrap(text, max(1, width * 2 // size))
+    font, lines = ImageFont.load_default(size), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if pen.textlength(longer, font) <= width else [*lines, word]
     pen.multiline_text(place, "\n".join(lines), fill="black", font=font, spacing=2)
 
 

@@ -8,6 +8,7 @@ interrupted goes on; ed-train itself goes on from its last checkpoint.
 from __future__ import annotations
 
 import argparse
+import random
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from demo_model.chart import chart
 from demo_model.drawing import draw, grid
+from demo_model.judge import shape_in
 from demo_model.run import ed_train, scalars
-from demo_model.scenes import COLOURS, PATTERNS, SHAPES, SIZES, Scene, write_training_pictures
+from demo_model.scenes import COLOURS, PATTERNS, SHAPES, SIZES, Scene, random_scene, write_training_pictures
 from demo_model.start import write_start
 from demo_model.vae import Report, train_decoder, train_vae
 
@@ -31,6 +33,9 @@ SEED = 0
 VAE_STEPS = 2500
 DECODER_STEPS = 8000
 PICTURES = 8000
+JUDGED = 96
+STAGES = {"run": (), "polish": ("--max_steps", "4000", "--lr", "5e-4", "--lr_decay_steps", "4000")}
+"""Runs of ed-train, each from the moving average of the one before, and the flags that they add to ``train.json``."""
 
 
 def make(work: Path, model: Path, flags: list[str]) -> None:
@@ -51,9 +56,9 @@ def make(work: Path, model: Path, flags: list[str]) -> None:
     if not (work / "pictures").exists():
         write_training_pictures(work / "unfinished", PICTURES, SEED)
         (work / "unfinished").rename(work / "pictures")
-    run = train(work, flags)
-    export(run, work / "vae", model)
-    document(run, model)
+    runs = train(work, flags)
+    export(runs[-1], work / "vae", model)
+    document(runs, model)
 
 
 def make_vae(work: Path) -> None:
@@ -75,20 +80,30 @@ def _say(what: str, steps: int) -> Report:
     return report
 
 
-def train(work: Path, flags: list[str]) -> Path:
-    """Run ed-train, or go on with its run; returns the run's folder."""
-    run = work / "logs" / "run"
-    if not list(run.glob("ckpts/last-*")):
-        files: list[str | Path] = ["--resume_ckpt", work / "start", "--data_root", work / "pictures"]
-        output: list[str | Path] = ["--logdir", work / "logs", "--run_name", run.name]
-        resume = ["--resume", "latest"] if list(run.glob("ckpts/*")) else []
-        ed_train("--config", HERE / "train.json", *files, *output, *resume, *flags)
-    return run
+def train(work: Path, flags: list[str]) -> list[Path]:
+    """Run ed-train, or go on with its runs; returns their folders."""
+    runs: list[Path] = []
+    for name, own in STAGES.items():
+        run = work / "logs" / name
+        if not list(run.glob("ckpts/last-*")):
+            start = average_of(runs[-1]) if runs else work / "start"
+            files: list[str | Path] = ["--resume_ckpt", start, "--data_root", work / "pictures"]
+            output: list[str | Path] = ["--logdir", work / "logs", "--run_name", name]
+            resume = ["--resume", "latest"] if list(run.glob("ckpts/*")) else []
+            ed_train("--config", HERE / "train.json", *files, *output, *resume, *own, *flags)
+        runs.append(run)
+    return runs
+
+
+def average_of(run: Path) -> Path:
+    """The moving average of the weights at the end of a run."""
+    [average] = run.glob("ckpts/last-*-ema")
+    return average
 
 
 def export(run: Path, vae: Path, model: Path) -> None:
     """Write the moving average of the weights in half precision, with the files that a pipeline needs alone."""
-    [average] = run.glob("ckpts/last-*-ema")
+    average = average_of(run)
     pipeline = StableDiffusionPipeline.from_pretrained(
         average, vae=AutoencoderKL.from_pretrained(vae), safety_checker=None, torch_dtype=torch.float16
     )
@@ -96,13 +111,33 @@ def export(run: Path, vae: Path, model: Path) -> None:
     shutil.copytree(average / "tokenizer", model / "tokenizer", dirs_exist_ok=True)
 
 
-def document(run: Path, model: Path) -> None:
-    """Draw the training curve and the grid of prompts that training has not seen."""
-    chart("training loss", scalars(run, "loss"), (640, 240)).save(model / "curve.png")
+def document(runs: list[Path], model: Path) -> None:
+    """Draw the training curve and the grid of prompts that training has not seen; count the shapes that are right."""
+    curve: list[tuple[int, float]] = []
+    for run in runs:
+        before = curve[-1][0] if curve else 0
+        curve += [(before + step, loss) for step, loss in scalars(run, "loss")]
+    chart("loss by step", {"training": curve}, (640, 240)).save(model / "curve.png")
     scenes = held_out_scenes()
     prompts = [scene.caption for scene in scenes]
     grid(draw(model, prompts, seeds=range(len(prompts))), prompts, columns=6).save(model / "held_out.png")
+    for size, (right, of) in right_shapes(model, JUDGED).items():
+        print(f"{size or 'medium'} shapes that are what an unseen prompt names: {right} of {of}")
     print(f"model in {model}")
+
+
+def right_shapes(model: Path, scenes: int) -> dict[str, tuple[int, int]]:
+    """By size: how many pictures of held-out scenes show the shape that was asked for, and how many there are."""
+    rng = random.Random(SEED)
+    asked: list[Scene] = []
+    while len(asked) < scenes:
+        scene = random_scene(rng)
+        if scene.held_out:
+            asked.append(scene)
+    pictures = draw(model, [scene.caption for scene in asked], seeds=range(scenes))
+    found = [(s.size, shape_in(p, s) == s.shape) for p, s in zip(pictures, asked, strict=True)]
+    by_size = {size: [right for other, right in found if other == size] for size in SIZES}
+    return {size: (sum(right), len(right)) for size, right in by_size.items()}
 
 
 def held_out_scenes() -> list[Scene]:
