@@ -16,13 +16,13 @@ from typing import Any
 
 from ed_train.config.describe import annotations_of, default_of, expected, find_metadata, help_of, show
 from ed_train.config.optimizer_keys import ScaleAndTweaks, ScheduleConfig
-from ed_train.config.train_keys import DEAD, NOT_YET, OWN_KEYS, Group, TrainConfig
+from ed_train.config.train_keys import DEAD, OWN_KEYS, Group, TrainConfig
 from ed_train.config.validation import ValidationConfig
 from ed_train.models.prompts import SamplePrompt, SampleSettings
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "configuration.md"
-WITHOUT_EFFECT = {*NOT_YET, *DEAD}
+WITHOUT_EFFECT = set(DEAD)
 
 
 def page(text: str) -> str:
@@ -54,9 +54,8 @@ def train_keys() -> Iterator[str]:
 def keys_without_effect() -> Iterator[str]:
     """What is known, and does nothing."""
     yield from ("| key | why, and what to use instead |", "|---|---|")
-    for table, state in ((NOT_YET, "not implemented yet"), (DEAD, "dead")):
-        for key, instead in table.items():
-            yield f"| `{key}` | {cell(f'{state}: {instead}' if instead else state)} |"
+    for key, instead in DEAD.items():
+        yield f"| `{key}` | {cell(instead or 'nothing acts upon it any more')} |"
 
 
 def single_keys() -> Iterator[str]:

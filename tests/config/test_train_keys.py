@@ -11,7 +11,7 @@ import pytest
 from ed_train.cli import main
 from ed_train.commands.arguments import parse_arguments
 from ed_train.config.describe import annotations_of, default_of
-from ed_train.config.train_keys import DEAD, NOT_YET, OWN_KEYS, TrainConfig
+from ed_train.config.train_keys import DEAD, OWN_KEYS, TrainConfig
 
 KEYS_OF_USERS = re.findall(
     r"\w+",
@@ -127,7 +127,7 @@ def test_every_key_that_users_have_is_known() -> None:
 
 
 def test_every_key_has_an_effect_or_says_that_it_has_none() -> None:
-    assert set(annotations_of(TrainConfig)) == {*IN_FILE_AND_FLAG, *OTHER_KEYS, *NOT_YET, *DEAD}
+    assert set(annotations_of(TrainConfig)) == {*IN_FILE_AND_FLAG, *OTHER_KEYS, *DEAD}
 
 
 @pytest.mark.parametrize("key", IN_FILE_AND_FLAG)
@@ -168,7 +168,7 @@ def test_a_flag_for_a_text_takes_texts_that_look_like_something_else(text, resol
 
 # Keys without effect
 
-WITHOUT_EFFECT = {**NOT_YET, **DEAD, "attn_type": "torch's own attention"}
+WITHOUT_EFFECT = {**DEAD, "attn_type": "torch's own attention"}
 SET = {"attn_type": "xformers", "plugins": ["my.plugin"]}
 
 
@@ -185,7 +185,7 @@ def test_a_key_without_effect_gives_one_line_that_names_it(key, resolve) -> None
 
 @pytest.mark.parametrize("off", [None, False, 0, 0.0, "", "none", [], {}])
 def test_a_key_without_effect_is_silent_when_it_is_off(off, resolve) -> None:
-    assert resolve(dict.fromkeys([*NOT_YET, *DEAD], off)).notes == ()
+    assert resolve(dict.fromkeys(DEAD, off)).notes == ()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from ed_train.config.checks import off
 from ed_train.config.optimizer_keys import Given
-from ed_train.config.train_keys import DEAD, NOT_YET, TrainConfig
+from ed_train.config.train_keys import DEAD, TrainConfig
 
 
 def idle_key_notes(train: TrainConfig, given: Mapping[str, Given]) -> list[str]:
@@ -17,10 +17,9 @@ def idle_key_notes(train: TrainConfig, given: Mapping[str, Given]) -> list[str]:
         given: what the user set, with its place.
     """
     notes = []
-    for table, state in ((NOT_YET, "is not implemented yet and has no effect"), (DEAD, "is a dead key without effect")):
-        for key, instead in table.items():
-            if key in given and not off(given[key].value):
-                notes.append(f"{given[key]} {state}" + (f": {instead}" if instead else ""))
+    for key, instead in DEAD.items():
+        if key in given and not off(given[key].value):
+            notes.append(f"{given[key]} is a dead key without effect" + (f": {instead}" if instead else ""))
     return notes + [f"{given[key]} {line}" for key, line in _lines(train) if key in given and not off(given[key].value)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ed_train.config.jsontext import Document
 from ed_train.config.optimizer_keys import SCHEDULE_KEYS
 from ed_train.config.run import TEXT_ENCODER, UNET, ComponentConfig, RunConfig
-from ed_train.config.train_keys import DEAD, NOT_YET
+from ed_train.config.train_keys import DEAD
 from ed_train.errors import ConfigError, Problem
 from ed_train.registry import OptimizerRegistry
 
@@ -35,7 +35,7 @@ class Record:
 
 def configuration_of(run: RunConfig) -> dict[str, Any]:
     """The sections of run.json that say what to do, in JSON values."""
-    unused = {"resume", "resume_changed", *NOT_YET, *DEAD, *IN_OPTIMIZER_SECTION}
+    unused = {"resume", "resume_changed", *DEAD, *IN_OPTIMIZER_SECTION}
     train = {key: value for key, value in vars(run.train).items() if key not in unused}
     if run.resume:  # the weights came from a checkpoint, the run from the model that its first part began with
         train |= {key: run.resume.run["train"].get(key) for key in ("resume_ckpt", "model_config", "ema_resume_model")}

@@ -15,7 +15,7 @@ from ed_train.config.checks import RESOLUTION_STEP
 from ed_train.config.describe import annotations_of, default_of, help_of
 from ed_train.config.freeze_sections import FREE_KEYS
 from ed_train.config.optimizer_keys import SCALE_KEYS, STOCK_OPTIONS, ScaleAndTweaks, ScheduleConfig
-from ed_train.config.train_keys import DEAD, NOT_YET, TrainConfig
+from ed_train.config.train_keys import DEAD, TrainConfig
 from ed_train.config.validate import json_schema
 from ed_train.config.validation import ALIASES, ValidationConfig
 from ed_train.first_party import DEFAULT_OPTIMIZER, DISTRIBUTION_OF_SECTION
@@ -34,8 +34,6 @@ def train_schema() -> Schema:
     """The schema of train.json."""
     properties = _properties(TrainConfig)
     properties["resolution"]["multipleOf"] = RESOLUTION_STEP
-    for key, instead in NOT_YET.items():
-        properties[key]["description"] = "not implemented yet, without effect" + (f": {instead}" if instead else "")
     for key, instead in DEAD.items():
         properties[key] |= {"deprecated": True, "description": f"without effect; {instead}".rstrip("; ")}
     return {

@@ -1,8 +1,7 @@
 """Every key of train.json: type, default, range, help. Command-line flags, checks and documents come from here.
 
 The keys are EveryDream 2's, so that its users' files work unchanged; `OWN_KEYS` are additions. Keys that the trainer
-does not act upon yet stand in `NOT_YET`, keys that nothing acts upon any more in `DEAD`: both are accepted, and both
-say so when they are set to something other than off.
+does not act upon stand in `DEAD`: they are accepted, and say so when they are set to something other than off.
 """
 
 from __future__ import annotations
@@ -212,17 +211,13 @@ OWN_KEYS = (
 )  # fmt: skip
 """Keys that EveryDream 2 does not have."""
 
-NOT_YET: dict[str, str] = {
-    "notebook": "progress bars are always those of a terminal",
-    "plugins": "optimizer plugins are found by themselves once installed",
-}
-"""Keys that are known and not implemented yet, with what happens instead."""
-
 DEAD: dict[str, str] = {
     "amp": "use mixed_precision or disable_amp",
     "disable_xformers": "torch's own attention is used",
     "lowvram": "use gradient_checkpointing",
     "scale_lr": "set the lr that you want",
     "ed1_mode": "",
+    "notebook": "progress bars are those of a terminal, which a notebook shows, too",
+    "plugins": "EveryDream 2's training plugins are not run; an optimizer's plugin is found once it is installed",
 }
-"""Keys of old files that no current trainer acts upon, with what to use instead."""
+"""Keys of EveryDream 2's files that nothing acts upon, with the reason or what to use instead."""
