@@ -1,1 +1,1 @@
-"""The demo: a small model learns eight photos. From the folder above: ``python -m demo.demo``."""
+"""The demo: a small model learns what a robot is. From the folder above: ``python -m demo.demo``."""

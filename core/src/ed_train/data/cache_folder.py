@@ -138,9 +138,8 @@ class CacheFolder:
         descriptor = None
         try:
             if fcntl:
-                with suppress(
-                    OSError
-                ):  # whoever may not write here removes nothing, and some file systems have no locks
+                # whoever may not write here removes nothing, and some file systems have no locks
+                with suppress(OSError):
                     descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
                     try:
                         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
