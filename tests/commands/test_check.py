@@ -30,7 +30,7 @@ MIXED = {
 
 def test_it_counts_what_the_run_trains_and_does(command, write_optimizer, make_session) -> None:
     write_optimizer(MIXED)
-    run = {"max_epochs": 3, "grad_accum": 3, "batch_size": 3, "clip_skip": 1}
+    run = {"max_epochs": 3, "grad_accum": 3, "batch_size": 3, "clip_skip": 2}
     session = make_session(**run)
     shown = command("--check", "--json", **run).json
     assert (shown["steps"], shown["epochs"]) == (session.total_steps, session.epochs) == (3, 3)
@@ -141,7 +141,7 @@ def test_weights_and_pixels_are_not_read(command, micro_model, photos, tmp_path)
     assert command(resume_ckpt=model, data_root=data).status == 2
 
 
-@pytest.mark.parametrize("clip_skip", [0, 2])
+@pytest.mark.parametrize("clip_skip", [0, 3])
 def test_what_is_frozen_has_the_names_of_the_loaded_model(clip_skip, flags, write_optimizer) -> None:
     write_optimizer(MIXED)
     run = load_config({**flags, "clip_skip": str(clip_skip)}, load_registry())
@@ -195,7 +195,7 @@ def test_problems_that_show_late_are_reported_together_with_their_places(command
     ("broken", "where", "message"),
     [
         ({"mixed_precision": "fp16", "disable_amp": None}, "--mixed_precision", "needs a GPU"),
-        ({"clip_skip": 4}, "--clip_skip", "less than 4"),
+        ({"clip_skip": 5}, "--clip_skip", "at most 4"),
         ({"clip_skip": "x"}, "--clip_skip", "expected an integer"),
     ],
 )

@@ -25,7 +25,7 @@ KEYS_OF_USERS = re.findall(
     resolution resume_ckpt run_name sample_prompts sample_steps save_ckpt_dir save_ckpts_from_n_epochs
     save_every_n_epochs save_full_precision save_optimizer seed shuffle_tags timestep_end timestep_start train_sampler
     validation_config wandb write_schedule zero_frequency_noise_ratio
-    amp disable_xformers lowvram scale_lr ed1_mode
+    amp disable_xformers lowvram scale_lr ed1_mode useadam8bit rated_dataset_target_dropout_rate
     """,
 )
 

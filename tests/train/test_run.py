@@ -146,7 +146,7 @@ def test_the_same_seed_gives_the_same_weights(run_cli, write_optimizer, tmp_path
 @pytest.mark.parametrize(
     "more",
     [
-        {"gradient_checkpointing": True, "clip_skip": 1},
+        {"gradient_checkpointing": True, "clip_skip": 2},
         {"loss_type": "mse_huber", "min_snr_gamma": 5, "zero_frequency_noise_ratio": 0.02},
         {"enable_zero_terminal_snr": True, "pyramid_noise_discount": 0.8, "embedding_perturbation": 1},
         {"mixed_precision": "bf16", "disable_amp": None, "grad_accum": 3, "clip_grad_norm": 1},

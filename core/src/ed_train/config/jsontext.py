@@ -213,8 +213,6 @@ class _Parser:
             raise self._error(f"{word!r}: write {word.lower().replace('none', 'null')}, in lower case", at)
         if word == "'":
             raise self._error("single quotes are not JSON; write double quotes", at)
-        if word in ("/", "#"):
-            raise self._error('JSON has no comments; put notes under the key "doc"', at)
         raise self._error(f"expected a value, found {word!r}" if word else "the file ends too early", at)
 
     def _space(self, at: int) -> int:
@@ -227,4 +225,6 @@ class _Parser:
         return self._line
 
     def _error(self, message: str, at: int) -> JSONDecodeError:
+        if self.text.startswith(("#", "//", "/*"), at):
+            message = 'JSON has no comments; remove this one, or put it under the key "doc"'
         return JSONDecodeError(message, self.text, at)

@@ -42,7 +42,9 @@ class TrainConfig:
     ] = None
     enable_zero_terminal_snr: Annotated[bool, Help("rescale the noise schedule so that it ends in pure noise")] = False
     clip_skip: Annotated[
-        int, Bounds(ge=0, le=12), Help("take the text encoder's output this many layers before the last")
+        int,
+        Bounds(ge=0, le=12),
+        Help("layer of the text encoder whose output counts, from the end: 2 is the last but one; 0, 1: the last"),
     ] = 0
     attn_type: Annotated[str, Help("attention implementation; sdp, torch's own, is always used")] = "sdp"
     gradient_checkpointing: Annotated[bool, Help("recompute activations in the backward pass: less memory, slower")] = (
@@ -202,6 +204,8 @@ class TrainConfig:
     lowvram: Annotated[Any, Help("")] = None
     scale_lr: Annotated[Any, Help("")] = None
     ed1_mode: Annotated[Any, Help("")] = None
+    useadam8bit: Annotated[Any, Help("")] = None
+    rated_dataset_target_dropout_rate: Annotated[Any, Help("")] = None
 
 
 OWN_KEYS = (
@@ -217,6 +221,8 @@ DEAD: dict[str, str] = {
     "lowvram": "use gradient_checkpointing",
     "scale_lr": "set the lr that you want",
     "ed1_mode": "",
+    "useadam8bit": "optimizer.json says which optimizer trains; without one it is adamw8bit",
+    "rated_dataset_target_dropout_rate": "the key is rated_dataset_target_dropout_percent now",
     "notebook": "progress bars are those of a terminal, which a notebook shows, too",
     "plugins": "EveryDream 2's training plugins are not run; an optimizer's plugin is found once it is installed",
 }

@@ -68,7 +68,7 @@ def draw_samples(
         scheduler_config: as `SdModel.scheduler_config` returns it.
         device: where to draw.
         resolution: side in pixels of pictures that name no size.
-        clip_skip: last layers of the text encoder to leave out, as in training.
+        clip_skip: as in training.
         captions: captions of the training data, for samples with ``random_caption``.
         autocast: makes the context to draw in, e.g. ``accelerator.autocast``.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ed_train.errors import ConfigError, Problem
+from ed_train.models.text_parts import body, reached_layers
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
@@ -18,7 +18,7 @@ def text_embeddings(text_encoder: CLIPTextModel, token_ids: torch.Tensor, clip_s
     Args:
         text_encoder: the CLIP text encoder.
         token_ids: integers of shape [batch, tokens].
-        clip_skip: how many of the last layers to leave out; the final layer norm is always applied.
+        clip_skip: see `reached_layers`; the final layer norm is always applied.
 
     Returns:
         Embeddings of shape [batch, tokens, hidden_size].
@@ -26,15 +26,11 @@ def text_embeddings(text_encoder: CLIPTextModel, token_ids: torch.Tensor, clip_s
     Raises:
         ConfigError: the text encoder has fewer layers than `clip_skip`.
     """
-    if clip_skip == 0:
+    if clip_skip <= 1:
         last: torch.Tensor = text_encoder(token_ids)[0]
         return last
     inner = getattr(text_encoder, "module", text_encoder)  # behind the wrapper for several processes
-    layers = inner.config.num_hidden_layers
-    if clip_skip >= layers:
-        message = f"got {clip_skip}; expected less than the text encoder's {layers} layers"
-        raise ConfigError([Problem("", "clip_skip", message)])
-    hidden = text_encoder(token_ids, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
-    # transformers >= 5.6 has no `text_model` level in CLIPTextModel
-    normed: torch.Tensor = getattr(inner, "text_model", inner).final_layer_norm(hidden)
+    layers = reached_layers(inner.config.num_hidden_layers, clip_skip)
+    hidden = text_encoder(token_ids, output_hidden_states=True).hidden_states[layers]  # of 0 layers: the embeddings
+    normed: torch.Tensor = body(inner).final_layer_norm(hidden)
     return normed

@@ -24,13 +24,17 @@ def body(text_encoder: nn.Module) -> Any:
 def reached_layers(layers: int, clip_skip: int) -> int:
     """How many of a text encoder's layers the loss reaches.
 
+    Args:
+        layers: how many it has.
+        clip_skip: the layer whose output counts, from the end: 2 is the last but one; 1 and 0 are the last.
+
     Raises:
         ConfigError: none.
     """
-    if clip_skip >= layers:
-        message = f"got {clip_skip}; expected less than {layers}, the text encoder's number of layers"
+    if clip_skip > layers:
+        message = f"got {clip_skip}; expected at most {layers}, the text encoder's number of layers"
         raise ConfigError([Problem("", "clip_skip", message)])
-    return layers - clip_skip
+    return layers - max(clip_skip - 1, 0)
 
 
 def frozen_layers(text_encoder: nn.Module, clip_skip: int) -> int:
@@ -66,7 +70,7 @@ class LastPart(nn.Module):
         Args:
             text_encoder: the whole.
             front: how many layers the front part has; with 0 there is none, and this begins with the embeddings.
-            clip_skip: how many of the last layers to leave out.
+            clip_skip: see `reached_layers`.
         """
         super().__init__()
         stop = reached_layers(len(body(text_encoder).encoder.layers), clip_skip)
