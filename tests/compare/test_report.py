@@ -18,6 +18,8 @@ from ed_train.compare.plots import Series, below, draw_png, line_plot, spread, s
 from ed_train.compare.report import write_report
 from ed_train.compare.scales import axis_over, tick_texts
 from ed_train.compare.summary import as_json, summarize, table_lines
+from ed_train.models.grid import Sample, sample_grid
+from ed_train.models.samples import save_samples
 from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -108,6 +110,15 @@ def test_what_users_write_is_escaped(write, made_up, setting) -> None:
     assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; &#x27;quotes&#x27;" in page
     assert page.count("data:image/jpeg;base64,") == 2
     assert (path.parent / "samples.png").exists()
+
+
+def test_a_sample_of_a_caption_is_labelled_with_the_whole_caption(write, made_up, setting) -> None:
+    caption = "a rocket, on its launch pad | at dusk, " + "detailed, " * 10 + "cfg"
+    sample = Sample("00-a-rocket", 0, caption, "", 555, 7.0, Image.new("RGB", (64, 64), "blue"))
+    paths = save_samples([sample], sample_grid([sample], "title"), setting.folder / "samples", "after")
+    record = {"sample_prompts": {"samples": [{"random_caption": True}], "cfgs": [7]}}
+    path, _ = write([made_up("lion", 0.5, samples=tuple(paths[:1]), record=record)])
+    assert f'<th scope="row">{caption}</th>' in path.read_text("utf-8")
 
 
 def test_missing_values_and_runs_without_any_are_dashes(write, made_up) -> None:

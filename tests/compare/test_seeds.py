@@ -8,7 +8,7 @@ import pytest
 from ed_train.compare.arguments import parse
 from ed_train.compare.folder import places
 from ed_train.compare.report import write_report
-from ed_train.compare.seeds import group_lines, groups, groups_as_json, parse_seeds, with_seeds
+from ed_train.compare.seeds import group_lines, groups, groups_as_json, lead_of_seeds, parse_seeds, with_seeds
 from ed_train.compare.summary import summarize
 from ed_train.errors import ConfigError
 
@@ -36,18 +36,32 @@ def test_the_mean_and_spread_of_those_that_finished(setting, made_up) -> None:
     summary = summarize(members, results)
     lion = groups(summary)[0]
     assert (lion.label, lion.best, lion.of) == ("lion", [0.5, 0.7], 3)
-    heading, first, second = (" ".join(line.split()) for line in [*group_lines(summary)][1:])
+    heading, first, second, lead = (" ".join(line.split()) for line in [*group_lines(summary)][1:])
     assert heading == "over seeds runs best, mean ± std lowest highest final, mean ± std"
     assert first == "lion 2 of 3 0.6000 0.1414 0.5000 0.7000 0.6000 0.1414"
     assert second == "adamw 3 of 3 1.2000 0.2000 1.0000 1.4000 1.2000 0.2000"
+    assert lead == "Lowest mean validation loss over seeds: 0.6000 ± 0.1414 with lion."
     assert groups_as_json(summary)[1]["seeds"] == [1, 2, 3]
     found = places(setting.folder / "comparison", members)
     (setting.folder / "comparison").mkdir()
     page = write_report(setting.folder / "comparison", summary, found, setting.run, []).read_text()
     assert "seeds 1, 2, 3" in page
+    assert f'<p class="lead">{lead} Before training it was 2.0000.</p>' in page
+    assert not (setting.folder / "comparison" / "lr_grid.png").exists()  # seeds are no grid of learning rates
     assert "<td>2 of 3</td><td>0.6000</td><td>0.1414</td>" in page
     assert "<code>seed</code>" not in page
     assert list(group_lines(summarize(setting.members("lion"), [made_up("lion", 1.0)]))) == []
+
+
+def test_a_difference_that_may_be_luck_is_called_one(setting, made_up) -> None:
+    members = with_seeds(setting.members("adamw", "lion", "prodigy"), (1, 2))
+    losses = [(2.0, 1.0), (2.0, 1.2), (2.0, 1.05), (2.0, 1.35), (2.0, 1.7), (2.0, 1.72)]
+    summary = summarize(members, [made_up(m.label, *v) for m, v in zip(members, losses, strict=True)])
+    # standard errors of the differences: sqrt(0.01 + 0.0225) = 0.18 for 0.1, sqrt(0.01 + 0.0001) = 0.10 for 0.61
+    assert lead_of_seeds(summary) == (
+        "Lowest mean validation loss over seeds: 1.1000 ± 0.1414 with adamw."
+        " Not clearly worse, by less than two standard errors: lion (1.2000 ± 0.2121)."
+    )
 
 
 @pytest.mark.parametrize("text", ["", "1,1", "a", "-1", "1.5", "4294967296", "1,,2", "²"])

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ed_train.compare.collect import Curve, Result
@@ -79,15 +80,21 @@ def _positive(curve: Curve) -> Curve:
 
 
 def _grid_plot(rows: Sequence[tuple[Row, Style]], measure: str) -> Plot | None:
-    """The best loss against the learning rate, a line for each optimizer that ran with several."""
-    points: dict[str, list[tuple[float, float]]] = {}
+    """The best loss, its mean over seeds, against the learning rate: a line for each optimizer with several rates."""
+    losses: dict[str, dict[float, list[float]]] = {}
     looks: dict[str, Style] = {}
     for row, style in rows:
         looks.setdefault(row.member.name, style)
         if row.best:
-            points.setdefault(row.member.name, []).append((float(row.member.main.options.lr), row.best[0]))
-    series = [Series(name, looks[name], sorted(found)) for name, found in points.items() if len(found) > 1]
-    return line_plot("lr_grid", f"Best {measure} against lr", series, x="lr (log)", y=measure, log_x=True)
+            of_optimizer = losses.setdefault(row.member.name, {})
+            of_optimizer.setdefault(float(row.member.main.options.lr), []).append(row.best[0])
+    series = [
+        Series(name, looks[name], [(lr, fmean(found)) for lr, found in sorted(by_lr.items())])
+        for name, by_lr in losses.items()
+        if len(by_lr) > 1
+    ]
+    seeds = ", mean over seeds" if any(row.member.seed_of for row, _ in rows) else ""
+    return line_plot("lr_grid", f"Best {measure} against lr{seeds}", series, x="lr (log)", y=measure, log_x=True)
 
 
 def _bars(rows: Sequence[tuple[Row, Style]]) -> Iterator[Plot | None]:
@@ -130,16 +137,28 @@ def sample_columns(summary: Summary) -> tuple[list[str], list[SampleColumn]]:
 
 
 def _sample_labels(settings: dict[str, Any], pictures: Sequence[Path]) -> list[str]:
-    """Prompt and guidance scale of each picture; of a caption of the data, what its file's name keeps of it."""
+    """Prompt and guidance scale of each picture."""
     prompts, scales = settings.get("samples") or [], settings.get("cfgs") or []
     labels = []
     for index, picture in enumerate(pictures):
-        slug, _, scale = picture.stem.rpartition("-cfg")
+        scale = picture.stem.rpartition("-cfg")[2]
         prompt = prompts[index // len(scales)] if scales and index // len(scales) < len(prompts) else {}
-        words = slug.split("-", 2)[-1].replace("-", " ").lstrip("0123456789 ")
-        text = words if prompt.get("random_caption") or not prompt.get("prompt") else str(prompt["prompt"])
-        labels.append(text + (f" (cfg {scale})" if len(scales) > 1 else ""))
+        text = _caption_of(picture) if prompt.get("random_caption") else str(prompt.get("prompt", ""))
+        labels.append((text or "(empty prompt)") + (f" (cfg {scale})" if len(scales) > 1 else ""))
     return labels
+
+
+def _caption_of(picture: Path) -> str:
+    """The caption of the data that a picture was drawn from, from its comment; see `Sample.label`."""
+    from PIL import Image
+
+    try:
+        with Image.open(picture) as image:
+            comment = image.info.get("comment", b"")
+    except OSError:
+        return ""
+    words: str = bytes(comment).decode("utf-8", "replace")
+    return words.rpartition(" | cfg ")[0].partition(" | not: ")[0]
 
 
 def embedded(path: Path) -> str:

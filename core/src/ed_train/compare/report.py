@@ -16,7 +16,7 @@ from ed_train.compare.folder import DONE, Place
 from ed_train.compare.pictures import SampleColumn, embedded, plots_of, sample_columns, sample_sheet
 from ed_train.compare.plots import WIDTH, Plot, Style, draw_png, styles
 from ed_train.compare.seeds import HEADINGS as SEED_HEADINGS
-from ed_train.compare.seeds import group_cells, groups, groups_as_json
+from ed_train.compare.seeds import group_cells, groups, groups_as_json, lead_of_seeds
 from ed_train.compare.summary import HEADINGS, MISSING, Row, Summary, as_json, cells, number
 from ed_train.config.describe import show
 from ed_train.config.record import configuration_of
@@ -134,14 +134,16 @@ def _lead(summary: Summary) -> str:
         return "No run is finished yet." if summary.rows else ""
     value, step = done[0].best
     before = f"; before training it was {number(summary.start)}" if summary.start is not None else ""
+    if over_seeds := lead_of_seeds(summary):
+        return over_seeds + (f" Before training it was {number(summary.start)}." if before else "")
     return f"Lowest {summary.measure}: {number(value)} with {done[0].member.label} at step {step}{before}."
 
 
 def _summary_table(summary: Summary, looks: Sequence[Style]) -> Iterator[str]:
     by_label = {row.member.label: look for row, look in zip(summary.rows, looks, strict=True)}
     yield '<h2>Outcome</h2>\n<div class="card"><table class="summary"><thead><tr>'
-    yield "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
-    yield "</tr></thead><tbody>"
+    yield "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS[:-1])
+    yield f'<th class="words">{escape(HEADINGS[-1])}</th></tr></thead><tbody>'
     for rank, row in enumerate(summary.ranked):
         look = by_label[row.member.label]
         swatch = f'<span class="swatch" style="background: var(--{look.colour})"></span>'
@@ -154,7 +156,7 @@ def _summary_table(summary: Summary, looks: Sequence[Style]) -> Iterator[str]:
     yield "</tbody></table></div>"
     yield f'<p class="note">{escape(_legend(summary))}</p>'
     if rows := [group_cells(group) for group in groups(summary)]:
-        yield '<div class="card"><table class="summary"><thead><tr>'
+        yield '<h2>Over seeds</h2>\n<div class="card"><table class="summary"><thead><tr>'
         yield "".join(f"<th>{escape(heading)}</th>" for heading in SEED_HEADINGS) + "</tr></thead><tbody>"
         for label, *texts in rows:
             values = "".join(f"<td>{escape(text)}</td>" for text in texts)

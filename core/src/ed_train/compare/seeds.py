@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from math import sqrt
+from statistics import fmean, stdev, variance
 from typing import Any
 
 from ed_train.compare.folder import DONE
@@ -15,6 +16,8 @@ from ed_train.errors import Problem
 
 FLAG = "--seeds"
 LARGEST = 2**32 - 1
+STANDARD_ERRORS = 2.0
+"""Means that are this many standard errors of their difference apart count as different."""
 HEADINGS = ("over seeds", "runs", "best, mean", "± std", "lowest", "highest", "final, mean", "± std")
 
 
@@ -93,11 +96,32 @@ def group_cells(group: Group) -> tuple[str, ...]:
     )
 
 
+def lead_of_seeds(summary: Summary) -> str:
+    """The outcome over seeds in a sentence or two; empty where nothing was run with two of them."""
+    several = [group for group in groups(summary) if len(group.best) > 1]
+    if not several:
+        return ""
+    first, *others = several
+    words = f"Lowest mean {summary.measure} over seeds: {_mean(first.best)} ± {_spread(first.best)} with {first.label}."
+    close = [f"{group.label} ({_mean(group.best)} ± {_spread(group.best)})" for group in others if _close(first, group)]
+    if close:
+        words += f" Not clearly worse, by less than two standard errors: {', '.join(close)}."
+    return words
+
+
+def _close(one: Group, other: Group) -> bool:
+    """Whether the means are as near as luck may have it (Welch's standard error of a difference)."""
+    error = sqrt(sum(variance(group.best) / len(group.best) for group in (one, other)))
+    return abs(fmean(one.best) - fmean(other.best)) < STANDARD_ERRORS * error
+
+
 def group_lines(summary: Summary) -> Iterator[str]:
     """The table of all groups, for a terminal; nothing if there are none."""
     if found := groups(summary):
         yield ""
         yield from aligned([HEADINGS, *map(group_cells, found)])
+        if lead := lead_of_seeds(summary):
+            yield lead
 
 
 def groups_as_json(summary: Summary) -> list[dict[str, Any]]:
