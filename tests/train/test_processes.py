@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -37,15 +38,17 @@ def launch(processes: int, flags: dict[str, object]) -> subprocess.CompletedProc
 @pytest.mark.slow
 @pytest.mark.parametrize("grad_accum", [1, 3])
 def test_two_processes_train_as_one_does(flags, write_optimizer, tmp_path: Path, grad_accum: int) -> None:
+    """With a random seed, which all processes must have from one of them."""
     write_optimizer(ADAMW)
-    losses, weights = {}, {}
-    for processes in (1, 2):
+    losses, weights, seed = {}, {}, "-1"
+    for processes in (2, 1):
         name = f"of-{processes}"
         run = {**flags, "run_name": name, "grad_accum": grad_accum, "clip_grad_norm": 0.5, "flip_p": 0.5}
-        run |= {"batch_size": 4 // processes, "max_epochs": 3, "cond_dropout": 0.3}
+        run |= {"batch_size": 4 // processes, "max_epochs": 3, "cond_dropout": 0.3, "seed": seed}
         result = launch(processes, run)
         assert result.returncode == 0, result.stderr[-3000:]
         assert f"{processes} process" in result.stdout
+        seed = re.findall(r"seed (\d+)", result.stdout)[0]
         assert "Traceback" not in result.stderr
         folder = tmp_path / "logs" / name
         losses[processes] = [e.value for e in EventAccumulator(str(folder)).Reload().Scalars("loss")]

@@ -46,13 +46,15 @@ CASES = {
     },
     "with samples in between": {"sample_steps": 2},
     "the UNet alone": {"disable_textenc_training": True},
+    "with a schedule-free optimizer": {"ckpt_every_n_minutes": 0.001},
 }  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_kind_of_run_goes_on_bit_for_bit(case, train_and_stop, write_optimizer, tmp_path) -> None:
-    write_optimizer({"base": {"optimizer": "adamw", "lr": 1e-3}, "text_encoder_overrides": {"optimizer": "prodigy"}})
+    optimizer = "schedulefree:AdamWScheduleFree" if case == "with a schedule-free optimizer" else "adamw"
+    write_optimizer({"base": {"optimizer": optimizer, "lr": 1e-3}, "text_encoder_overrides": {"optimizer": "prodigy"}})
     prompts = {"samples": [{"prompt": "a", "size": [64, 64]}], "num_inference_steps": 2}
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     settings = {**RUN, "sample_prompts": tmp_path / "prompts.json", **CASES[case]}

@@ -120,6 +120,11 @@ def changes_since(run: RunConfig, resume: ResumePoint) -> list[str]:
     return lines
 
 
+def same_optimizers(run: RunConfig, resume: ResumePoint) -> bool:
+    """Whether optimizers, their options, schedules and what is frozen are those of the checkpoint."""
+    return _flat(configuration_of(run)["optimizer"]) == _flat(resume.run["optimizer"])
+
+
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested objects with dotted keys; tuples as the lists that JSON made of them."""
     flat: dict[str, Any] = {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ed_train.api import build_optimizer
@@ -69,6 +70,17 @@ class TrainedComponent:
         if self.config.optimizer.spec.schedule_free:
             switch: Callable[[], None] = getattr(self.optimizer, "train" if training else "eval")
             switch()
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """What trains, each with its name."""
+        return zip(self.parameter_names, self.parameters, strict=True)
+
+    @torch.no_grad()
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Give parameters these values, by name."""
+        for name, parameter in self.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
 
 
 def freeze(name: str, module: torch.nn.Module, policies: Iterable[FreezeConfig]) -> list[str]:

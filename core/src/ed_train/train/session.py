@@ -153,26 +153,27 @@ class Session:
         return mean
 
     @contextmanager
-    def evaluation(self, *, saving: bool = False) -> Generator[None]:
+    def evaluation(self) -> Generator[dict[str, dict[str, Tensor]]]:
         """Modules, and schedule-free optimizers, in evaluation mode: for samples and checkpoints. Not timed.
 
-        Args:
-            saving: go on with the weights that a resume would come to, to the last bit. Otherwise training goes on as
-                if nothing had happened: switching a schedule-free optimizer there and back rounds its weights.
+        Training goes on as if nothing had happened: switching a schedule-free optimizer there and back rounds its
+        weights, so they are held, and put back.
+
+        Yields:
+            Those weights as they are in training, by component and name.
         """
         paused = self.metrics.pause()
-        switching = [c for c in self.components if c.config.optimizer.spec.schedule_free and not saving]
-        held = [(p, p.detach().to("cpu", copy=True)) for c in switching for p in c.parameters]
+        switching = [c for c in self.components if c.config.optimizer.spec.schedule_free]
+        held = {c.name: {n: p.detach().to("cpu", copy=True) for n, p in c.named_parameters()} for c in switching}
         for component in self.components:
             component.set_training(False)
         try:
-            yield
+            yield held
         finally:
             for component in self.components:
                 component.set_training(True)
-            with torch.no_grad():
-                for parameter, weights in held:
-                    parameter.copy_(weights)
+            for component in switching:
+                component.set_weights(held[component.name])
             self.metrics.resume(paused)
 
     def sample(self, name: str) -> None:
@@ -205,8 +206,8 @@ class Session:
             return
         settle(self)
         self.metrics.flush()  # a run that goes on from here does not log these steps again
-        with self.evaluation(saving=True):
-            state = training_state(self)
+        with self.evaluation() as held:
+            state = training_state(self, held)
             if self.output:
                 self.output.save(self, state, last=last)
 

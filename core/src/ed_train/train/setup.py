@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from ed_train.data.tokens import TokenCache
 from ed_train.errors import ConfigError, Problem
 from ed_train.models.load import SdModel
 from ed_train.models.memo import FileMemo
+from ed_train.train.agreement import agreed
 from ed_train.train.compiling import compile_notes, compile_unet
 from ed_train.train.components import build_component, freeze, freeze_unused, schedule_notes
 from ed_train.train.data_notes import idle_settings
@@ -41,7 +42,7 @@ from ed_train.train.run_folder import home_of, new_home
 from ed_train.train.session import Session, make_accelerator
 from ed_train.train.signals import StopSignals
 from ed_train.train.state import restore_training_state
-from ed_train.train.text import cache_lines, needs_text_encoder, prepare_text
+from ed_train.train.text import TextConditioning, cache_lines, needs_text_encoder, prepare_text
 from ed_train.train.validation import Validator
 from ed_train.train.validation_data import ScannedSet, ValidationPictures, notes_on_leaks, scan_validation
 
@@ -94,6 +95,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     from accelerate.utils import set_seed
 
     accelerator, precision = make_accelerator(run)
+    run = agreed(run, accelerator)
     main = accelerator.is_main_process
     home = home_of(run) if main else None  # before anything of it is read: its own process may be at work there
     notes = check_devices(run, accelerator.device)
@@ -114,7 +116,6 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     text = prepare_text(run, model, accelerator, precision, modules.get(TEXT_ENCODER), data.token_ids, shuffles)
     data.loader.text = text.cache
     model.close()
-    stores = [*data.stores, *([text.cache.store] if text.cache else [])]
     components = [build_component(config, modules[name], total_steps) for name, config in run.components.items()]
     notes += [note for component in components for note in schedule_notes(component.config, total_steps)]
     step_in_parts(run, components)
@@ -127,7 +128,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
         write_record(output.folder, run, accelerator, precision, position.step)
     report = Report(
         run, accelerator, precision, modules, components, diffusion.velocity, data.pictures, output, total_steps,
-        epochs, notes, [*cache_lines(run, text.layers, shuffles), *_tidied(run.train, stores, accelerator)],
+        epochs, notes, [*cache_lines(run, text.layers, shuffles), *_tidied(run.train, data, text, accelerator)],
     )  # fmt: skip
     report.show_start()
     metrics = Metrics(output.folder if output else None, epochs, total_steps, run.train, position.step, position.epoch)
@@ -137,11 +138,11 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
         epoch=position.epoch, batches_done=position.batches_done, step=position.step, first_step=position.step,
         ema=ema, validator=data.validator, unread=steps_unread(components, accelerator.device),
     )  # fmt: skip
+    for component in components:
+        component.set_training(True)
     if run.resume:
         for note in restore_training_state(session, run.resume.checkpoint):
             metrics.say(f"note: {note}")
-    for component in components:
-        component.set_training(True)
     compile_unet(session)
     return session, report
 
@@ -209,11 +210,12 @@ def prepare_data(run: RunConfig, model: SdModel, accelerator: Accelerator) -> Pr
         return PreparedData(loader, pictures, validator, tuple(stores))
 
 
-def _tidied(train: TrainConfig, stores: Sequence[TensorStore], accelerator: Accelerator) -> list[str]:
+def _tidied(train: TrainConfig, data: PreparedData, text: TextConditioning, accelerator: Accelerator) -> list[str]:
     """Keep the cache folder within its limit; the main process does it, for all. Returns lines for the user."""
     accelerator.wait_for_everyone()  # until all have opened what they need
     if not accelerator.is_main_process:
         return []
+    stores = [*data.stores, *([text.cache.store] if text.cache else [])]
     return keep_within(
         Path(train.cache_dir or ""), {path for store in stores for path in store.used}, train.cache_max_gb
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ed_train.config.resume import STATE_FILE
+from ed_train.config.start import same_optimizers
 from ed_train.errors import CheckpointError
 from ed_train.models.load import refuse_foreign_globals
 
@@ -44,8 +45,13 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def training_state(session: Session) -> dict[str, Any]:
-    """Everything but weights and optimizer state; all processes must call it together."""
+def training_state(session: Session, weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Everything but weights and optimizer state; all processes must call it together.
+
+    Args:
+        session: the run.
+        weights: those that are others in training than in evaluation, as they are in training.
+    """
     from accelerate.utils import gather_object
 
     return {
@@ -55,6 +61,7 @@ def training_state(session: Session) -> dict[str, Any]:
         "skipped": session.skipped,
         "skipped_in_a_row": session.skipped_in_a_row,
         "validation": session.validator.state_dict() if session.validator else None,
+        "training_weights": weights,
     }
 
 
@@ -99,7 +106,7 @@ def read_state(path: Path) -> Any:
 
 
 def restore_training_state(session: Session, checkpoint: Path) -> list[str]:
-    """Put back schedules, gradient scaler and random generators.
+    """Put back schedules, gradient scaler, random generators; schedule-free optimizers are in training mode.
 
     Returns:
         Lines about what could not be put back as it was.
@@ -113,6 +120,7 @@ def restore_training_state(session: Session, checkpoint: Path) -> list[str]:
         session.scaler.load_state_dict(state["scaler"])
     elif session.scaler:
         notes.append("the checkpoint has no gradient scaler: float16's scale begins anew")
+    _restore_training_weights(session, state.get("training_weights", {}))
     if session.validator:
         notes += session.validator.load(state.get("validation"), session)
     session.skipped, session.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
@@ -120,3 +128,16 @@ def restore_training_state(session: Session, checkpoint: Path) -> list[str]:
     if len(generators) == session.accelerator.num_processes:
         set_random_state(generators[rank])
     return notes
+
+
+def _restore_training_weights(session: Session, saved: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Put weights of schedule-free optimizers back as they were in training: computing them rounds.
+
+    Only those that would come out the same but for that: not where options have changed, or state begins anew.
+    """
+    run = session.run
+    if not run.resume or not same_optimizers(run, run.resume):
+        return
+    for component in session.components:
+        going_on = {name for name, p in component.named_parameters() if component.optimizer.state.get(p)}
+        component.set_weights({n: w for n, w in saved.get(component.name, {}).items() if n in going_on})
