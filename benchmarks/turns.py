@@ -12,17 +12,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-import psutil
 from timing import STARTED, TURN, WARM_UP
-
-SAMPLING_SECONDS = 0.1
 
 
 @dataclass
@@ -33,7 +29,7 @@ class Program:
         command: its arguments, for this Python.
         turn: steps of a turn; 0: it runs to its end.
         warm_up: steps before the first turn.
-        memory: peak of its process tree, in GB.
+        memory: its peak by the kernel's own record, in GB; of the processes that it ran, too, the largest counts alone.
     """
 
     command: Sequence[str]
@@ -61,8 +57,7 @@ class Program:
             )
         else:
             os.kill(self.pid, signal.SIGCONT)
-        with _Watch(self):
-            _, status, usage = os.wait4(self.pid, os.WUNTRACED)
+        _, status, usage = os.wait4(self.pid, os.WUNTRACED)
         self.memory = max(self.memory, usage.ru_maxrss * 1024 / 1e9)
         if os.WIFSTOPPED(status):
             return True
@@ -88,32 +83,6 @@ class Program:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
             self._process.wait()
-
-
-class _Watch:
-    """Measures the memory of a process and of its children while a block runs.
-
-    The kernel's own record of the process's peak is exact; this is for the children that it may have.
-    """
-
-    def __init__(self, program: Program) -> None:
-        self._program, self._over = program, threading.Event()
-        self._thread = threading.Thread(target=self._measure, daemon=True)
-
-    def _measure(self) -> None:
-        with suppress(psutil.Error):
-            process = psutil.Process(self._program.pid)
-            while not self._over.wait(SAMPLING_SECONDS):
-                if children := process.children(recursive=True):
-                    used = sum(p.memory_info().rss for p in (process, *children)) / 1e9
-                    self._program.memory = max(self._program.memory, used)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: Any) -> None:
-        self._over.set()
-        self._thread.join()
 
 
 def in_turns(programs: Mapping[str, Program]) -> dict[str, dict[str, Any]]:

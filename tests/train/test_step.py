@@ -170,6 +170,18 @@ def test_one_component_alone(make_session, write_optimizer, alone) -> None:
         assert all(p.grad is None for p in module.parameters())
 
 
+@pytest.mark.parametrize("switch", ["disable_textenc_training", "disable_unet_training"])
+def test_what_does_not_train_computes_in_autocast_as_well(make_session, write_optimizer, switch) -> None:
+    write_optimizer(ADAMW)
+    bf16 = {"disable_amp": False, "mixed_precision": "bf16"}
+    session = make_session(**{switch: True}, **bf16, cache_text_embeddings=False)
+    computed = []
+    for layer in (session.unet.mid_block.resnets[0].conv1, session.text_encoder.encoder.layers[0].mlp.fc1):
+        layer.register_forward_hook(lambda layer, inputs, output: computed.append(output.dtype))
+    forward_loss(session, first_batches(session, 1)[0]).backward()
+    assert computed == [torch.bfloat16] * 2
+
+
 def modules(session):
     return {"unet": session.unet, "text_encoder": session.text_encoder}
 

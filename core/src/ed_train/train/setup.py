@@ -104,7 +104,8 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     model = SdModel(run.model, FileMemo(Path(run.train.cache_dir or "") / "models.json"))
     data = prepare_data(run, model, accelerator)
     modules: dict[str, nn.Module] = {UNET: model.load_unet()}
-    if needs_text_encoder(run, shuffles := data.loader.shuffles):
+    shuffles = data.loader.shuffles
+    if needs_text_encoder(run, shuffles):
         modules[TEXT_ENCODER] = model.load_text_encoder()
     scheduler = model.load_noise_scheduler(zero_terminal_snr=run.train.enable_zero_terminal_snr)
     diffusion = Diffusion(scheduler, model.scaling_factor(), run.train, accelerator.device)
@@ -249,7 +250,7 @@ def freeze_modules(run: RunConfig, modules: Mapping[str, nn.Module]) -> list[str
 
 
 def _placed(modules: Mapping[str, nn.Module], run: RunConfig, accelerator: Accelerator) -> nn.Module:
-    """Put the modules on the device; returns the UNet, wrapped for autocast and for several processes if it trains."""
+    """Put the modules on the device; returns the UNet, wrapped for autocast, and for several processes if it trains."""
     unet, text_encoder = modules[UNET], modules.get(TEXT_ENCODER)
     if run.train.gradient_checkpointing:
         unet.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -259,7 +260,7 @@ def _placed(modules: Mapping[str, nn.Module], run: RunConfig, accelerator: Accel
             (enable or text_encoder.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
     if text_encoder is not None:
         text_encoder.to(accelerator.device)
-    wrapped: nn.Module = accelerator.prepare_model(unet) if UNET in run.components else unet.to(accelerator.device)
+    wrapped: nn.Module = accelerator.prepare_model(unet, evaluation_mode=UNET not in run.components)
     return wrapped
 
 
