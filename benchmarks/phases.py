@@ -18,8 +18,8 @@ from typing import Any
 from rows import Row, make_assets, trainer_flags
 
 PHASES = (
-    "data", "noise", "text encoder", "UNet forward", "loss", "backward", "looking for non-finite gradients",
-    "norm and clip", "optimizer", "schedule", "logging", "other",
+    "data", "noise", "text encoder", "UNet forward", "loss", "backward", "norms and clipping",
+    "optimizer", "schedule", "logging", "other",
 )  # fmt: skip
 STEPS, WARM_UP = 20, 2
 PRECISIONS = {"fp32": "float32", "default": "default"}
@@ -72,18 +72,16 @@ def profile(row: Row, folder: Path, precision: str) -> dict[str, float]:
     """Median seconds of each phase."""
     from ed_train.config.load import load_config
     from ed_train.registry import load_registry
-    from ed_train.train.gradients import GradientWatch
     from ed_train.train.setup import start
 
     clock = Clock()
     arguments = trainer_flags(row, make_assets(folder, row), folder, precision, WARM_UP + STEPS)
     flags = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
-    with _replaced(GradientWatch, "_arrived", clock.timed(PHASES[6], GradientWatch._arrived)):
-        with redirect_stdout(sys.stderr):
-            session, _ = start(load_config(flags, load_registry()))
-        with _clocks(session, clock):
-            steps = list(_steps(session, clock))[WARM_UP:]
-        session.close()
+    with redirect_stdout(sys.stderr):
+        session, _ = start(load_config(flags, load_registry()))
+    with _clocks(session, clock):
+        steps = list(_steps(session, clock))[WARM_UP:]
+    session.close()
     return {phase: statistics.median(step.get(phase, 0.0) for step in steps) for phase in (*PHASES, "step")}
 
 
@@ -123,9 +121,9 @@ def _clocks(session: Any, clock: Clock) -> Iterator[None]:
         component.lr_scheduler.step = clock.timed("schedule", component.lr_scheduler.step)
     with (
         _replaced(torch.autograd, "backward", clock.timed("backward", torch.autograd.backward)),
-        _replaced(step, "_norms", clock.timed("norm and clip", step._norms)),
-        _replaced(step, "_clip", clock.timed("norm and clip", step._clip)),
-        _replaced(step, "_not_finite", clock.timed(PHASES[6], step._not_finite)),
+        _replaced(step, "_norms", clock.timed("norms and clipping", step._norms)),
+        _replaced(step, "_not_finite", clock.timed("norms and clipping", step._not_finite)),
+        _replaced(step, "_clip", clock.timed("norms and clipping", step._clip)),
     ):
         yield
 

@@ -105,7 +105,7 @@ def test_unet_and_text_encoder_have_it_in_training(make_session, write_optimizer
     session = make_session(disable_amp="false", mixed_precision="bf16")
     (batch,) = next(session.windows())
     with Attentions() as seen:
-        torch.autograd.backward(forward_loss(session, batch))
+        torch.autograd.backward(forward_loss(session, batch, 0))
     assert {keys for _, keys in seen.forward} >= {64, 77}, "of the UNet at 64 px, and of captions"
     assert all(keys < FEW_KEYS and dtype == torch.float32 for dtype, keys in seen.forward)
     assert sorted(seen.backward, key=str) == sorted(seen.forward, key=str)

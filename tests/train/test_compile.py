@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,15 +97,19 @@ def test_a_compiled_run_trains_the_same_and_saves_the_same_names(
 
 @pytest.mark.slow
 def test_a_compiler_that_fails_leaves_the_unet_as_it_is(
-    make_session, write_optimizer, with_backend, shallow_model, capsys
+    make_session, write_optimizer, with_backend, shallow_model, capsys, monkeypatch
 ) -> None:
     write_optimizer(ADAMW)
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr("ed_train.train.metrics.time", clock)
 
     def backend(graph: Any, inputs: Any) -> Any:
+        clock.now += 100
         raise RuntimeError("no compiler\nhere")
 
     with_backend(backend)
     session, plain = (make_session(resume_ckpt=shallow_model, compile=compiled) for compiled in (True, False))
+    assert session.metrics._since == clock.now >= 100, "the first throughput that is logged is without compiling"
     out = capsys.readouterr().out
     (line,) = (line for line in out.splitlines() if line.startswith("warning: compile: "))
     assert "the UNet runs without torch.compile, which failed: " in line

@@ -23,7 +23,7 @@ def folder(photos, tmp_path, flags, write_optimizer) -> Path:
 
 def losses_of_an_epoch(session) -> list[float]:
     with torch.no_grad():
-        return [float(forward_loss(session, batch)) for batch in session.loader.iterate(0)]
+        return [float(forward_loss(session, batch, n)) for n, batch in enumerate(session.loader.iterate(0))]
 
 
 def test_a_loss_scale_is_a_factor_of_the_loss(make_session, folder) -> None:
@@ -45,7 +45,7 @@ def test_a_picture_of_loss_scale_0_teaches_nothing(make_session, folder) -> None
     assert scaled.weights.tolist() == [8.0 if n == only else 0.0 for n in range(8)]
     gradients = []
     for one, weights in ((session, torch.eye(8)[only] * 8), (scaled_session, scaled.weights)):
-        forward_loss(one, type(batch)(**{**vars(batch), "weights": weights})).backward()
+        forward_loss(one, type(batch)(**{**vars(batch), "weights": weights}), 0).backward()
         gradients.append([p.grad.clone() for c in one.components for p in c.parameters])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert sum(float(g.norm()) for g in gradients[0]) > 0

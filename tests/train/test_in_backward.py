@@ -117,7 +117,7 @@ def test_other_backward_passes_step_nothing(make_session, write_optimizer) -> No
     (batch,) = first_batches(session, 1)
     train_step(session, [batch])
     before = [p.clone() for c in session.components for p in c.parameters]
-    forward_loss(session, batch).backward()
+    forward_loss(session, batch, 0).backward()
     after = [p for c in session.components for p in c.parameters]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(p.grad is not None for p in after)

@@ -35,10 +35,9 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def validation_loss(session, loader) -> float:
     """Mean loss over all batches, always with the same noise and timesteps."""
-    before, session.batch_number = session.batch_number, 10_000
     with torch.no_grad(), session.evaluation():
-        losses = [forward_loss(session, batch) for _ in range(4) for batch in loader.iterate(0)]
-    session.batch_number = before
+        batches = (batch for _ in range(4) for batch in loader.iterate(0))
+        losses = [forward_loss(session, batch, 10_000 + number) for number, batch in enumerate(batches)]
     return float(torch.stack(losses).mean())
 
 

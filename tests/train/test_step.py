@@ -54,12 +54,11 @@ def test_accumulated_gradients_are_averaged_not_summed(make_session, write_optim
     session = make_session(grad_accum=2)
     window = first_batches(session, 2)
     expected = []
-    for batch in window:
-        forward_loss(session, batch).backward()
+    for number, batch in enumerate(window):
+        forward_loss(session, batch, number).backward()
         expected.append([p.grad.clone() for p in session.components[0].parameters])
         session.unet.zero_grad()
         session.text_encoder.zero_grad()
-    session.batch_number = 0
     seen, result = gradients_at_step(session, window)
     for got, first, second in zip(seen["unet"].values(), *expected, strict=True):
         torch.testing.assert_close(got, (first + second) / 2, rtol=1e-4, atol=1e-7)
@@ -71,8 +70,7 @@ def test_the_last_window_of_an_epoch_is_averaged_over_what_it_has(make_session, 
     session = make_session(grad_accum=3)  # 4 batches: a window of 3 and one of 1
     windows = list(session.windows())
     assert [len(window) for window in windows] == [3, 1]
-    session.batch_number = 3
-    forward_loss(session, windows[1][0]).backward()
+    forward_loss(session, windows[1][0], 3).backward()
     alone = [p.grad.clone() for p in session.components[0].parameters]
     session.unet.zero_grad()
     session.text_encoder.zero_grad()
@@ -146,7 +144,7 @@ def test_frozen_layers_have_no_gradient_no_state_and_do_not_change(make_session,
     assert not any("layers.3." in n for n in frozen)
     gradient_seen = []
     for batch in first_batches(session, 3):
-        forward_loss(session, batch).backward()
+        forward_loss(session, batch, 0).backward()
         gradient_seen += [n for n, p in frozen.items() if p.grad is not None]
         train_step(session, [batch])
     assert gradient_seen == []
@@ -178,7 +176,7 @@ def test_what_does_not_train_computes_in_autocast_as_well(make_session, write_op
     computed = []
     for layer in (session.unet.mid_block.resnets[0].conv1, session.text_encoder.encoder.layers[0].mlp.fc1):
         layer.register_forward_hook(lambda layer, inputs, output: computed.append(output.dtype))
-    forward_loss(session, first_batches(session, 1)[0]).backward()
+    forward_loss(session, first_batches(session, 1)[0], 0).backward()
     assert computed == [torch.bfloat16] * 2
 
 
@@ -190,7 +188,7 @@ def modules(session):
 def test_every_trained_parameter_gets_a_gradient(make_session, write_optimizer, clip_skip) -> None:
     write_optimizer(ADAMW)
     session = make_session(clip_skip=clip_skip)
-    forward_loss(session, first_batches(session, 1)[0]).backward()
+    forward_loss(session, first_batches(session, 1)[0], 0).backward()
     for component in session.components:
         without = [n for n, p in zip(component.parameter_names, component.parameters, strict=True) if p.grad is None]
         assert without == []
@@ -213,7 +211,6 @@ def test_a_runt_batch_counts_for_less(make_session, write_optimizer) -> None:
     batches = first_batches(session, 3)
     assert sorted(b.loss_scale for b in batches) == [pytest.approx((2 / 3) ** 1.5), 1.0, 1.0]
     runt = min(batches, key=lambda b: b.loss_scale)
-    scaled = forward_loss(session, runt)
-    session.batch_number = 0
-    whole = forward_loss(session, type(runt)(**{**vars(runt), "loss_scale": 1.0}))
+    scaled = forward_loss(session, runt, 0)
+    whole = forward_loss(session, type(runt)(**{**vars(runt), "loss_scale": 1.0}), 0)
     torch.testing.assert_close(scaled, whole * (2 / 3) ** 1.5)

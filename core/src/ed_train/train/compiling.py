@@ -87,14 +87,12 @@ def compile_unet(session: Session) -> None:
     sizes = len(session.loader.sizes)
     call = CompiledCall(unet, session, dynamic=sizes > 1)
     unet._compiled_call_impl = call  # what nn.Module.compile sets
-    for component in session.components:
-        component.set_training(True)
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # otherwise only torch's log tells
     torch.fx.experimental._config.use_duck_shape = False  # otherwise squares get code of their own
     started = time.perf_counter()
     rank, world = session.accelerator.process_index, session.accelerator.num_processes
     try:
-        with warnings.catch_warnings():
+        with session.metrics.paused(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # about code that is not the user's
             for batch in session.loader.one_of_each_size(session.epoch, rank, world):
                 _try(session, batch)
@@ -107,10 +105,8 @@ def compile_unet(session: Session) -> None:
 
 def _try(session: Session, batch: Batch) -> None:
     """A forward and a backward pass, as in training."""
-    number = session.batch_number
     try:
-        torch.autograd.backward(forward_loss(session, batch))
+        torch.autograd.backward(forward_loss(session, batch, session.batch_number))
     finally:
-        session.batch_number = number
         for component in session.components:
             component.optimizer.zero_grad(set_to_none=True)

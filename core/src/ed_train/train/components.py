@@ -17,7 +17,6 @@ from ed_train.errors import ConfigError, PluginError, Problem
 from ed_train.models.text_parts import body, reached_layers
 
 if TYPE_CHECKING:
-    from ed_train.train.gradients import GradientWatch
     from ed_train.train.partial_steps import PartialSteps
 
 
@@ -30,7 +29,6 @@ class TrainedComponent:
         module: the module itself, never a wrapper around it.
         parameters: what the optimizer holds; a list, since clipping reads it again in every step.
         parameter_names: their names in the module, in the same order.
-        watch: looks at the gradients as they arrive, where that is cheaper than to do so after the backward pass.
         partial_steps: step the optimizer over some of the parameters at a time; None where it steps over all at once.
     """
 
@@ -41,7 +39,6 @@ class TrainedComponent:
     parameter_names: list[str]
     optimizer: torch.optim.Optimizer
     lr_scheduler: LRScheduler
-    watch: GradientWatch | None = None
     partial_steps: PartialSteps | None = None
 
     @property

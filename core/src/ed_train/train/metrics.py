@@ -5,9 +5,10 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -78,7 +79,13 @@ class Metrics:
         """Whether values are logged after this step; only then may anything wait for the device."""
         return step % self.log_step == 0 or step == self.steps
 
-    def after_step(self, step: int, result: StepResult, components: Sequence[TrainedComponent], reduce: Any) -> None:
+    def after_step(
+        self,
+        step: int,
+        result: StepResult,
+        components: Sequence[TrainedComponent],
+        reduce: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
         """Count a step; at a log point, read and show what has gathered.
 
         Args:
@@ -99,7 +106,8 @@ class Metrics:
         self._losses, self._images, self._since = [], 0, now
         if not self.events:
             return
-        scalars = {"loss": loss, "images_per_second": rate, "step_seconds": per_step, "memory_gb": _memory_gb()}
+        memory = _memory_gb(result.loss.device)
+        scalars = {"loss": loss, "images_per_second": rate, "step_seconds": per_step, "memory_gb": memory}
         for c in components:
             scalars |= {f"lr/{c.name}": c.lr, f"effective_lr/{c.name}": c.effective_lr}
             scalars[f"grad_norm/{c.name}"] = float(result.grad_norms[c.name])
@@ -116,13 +124,14 @@ class Metrics:
     def _shown_rates(components: Sequence[TrainedComponent]) -> dict[str, str]:
         return {("te" if c.name == TEXT_ENCODER else c.name) + " lr": f"{c.effective_lr:.2e}" for c in components}
 
-    def pause(self) -> float:
-        """Begin something that is not training; the returned moment goes to `resume`."""
-        return time.perf_counter()
-
-    def resume(self, paused: float) -> None:
-        """Leave the time since `paused` out of the throughput."""
-        self._since += time.perf_counter() - paused
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """A block of something that is not training: its time is left out of the throughput."""
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - since
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add values by name to TensorBoard."""
@@ -157,9 +166,9 @@ def print_line(line: str) -> None:
         pass
 
 
-def _memory_gb() -> float:
+def _memory_gb(device: torch.device) -> float:
     """Peak memory of the device, or of the process where it trains on the CPU, in GB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

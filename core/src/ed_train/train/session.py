@@ -1,4 +1,4 @@
-"""Everything that a running training needs, and how it is put together from a `RunConfig`."""
+"""Everything that a running training needs, and what all of its parts do together."""
 
 from __future__ import annotations
 
@@ -162,19 +162,21 @@ class Session:
         Yields:
             Those weights as they are in training, by component and name.
         """
-        paused = self.metrics.pause()
-        switching = [c for c in self.components if c.config.optimizer.spec.schedule_free]
-        held = {c.name: {n: p.detach().to("cpu", copy=True) for n, p in c.named_parameters()} for c in switching}
+        with self.metrics.paused():
+            switching = [c for c in self.components if c.config.optimizer.spec.schedule_free]
+            held = {c.name: {n: p.detach().to("cpu", copy=True) for n, p in c.named_parameters()} for c in switching}
+            self.set_training(False)
+            try:
+                yield held
+            finally:
+                self.set_training(True)
+                for component in switching:
+                    component.set_weights(held[component.name])
+
+    def set_training(self, training: bool) -> None:
+        """Switch modules, and schedule-free optimizers with them, between training and evaluation."""
         for component in self.components:
-            component.set_training(False)
-        try:
-            yield held
-        finally:
-            for component in self.components:
-                component.set_training(True)
-            for component in switching:
-                component.set_weights(held[component.name])
-            self.metrics.resume(paused)
+            component.set_training(training)
 
     def sample(self, name: str) -> None:
         """Draw the sample pictures, as files ``NAME-...`` and in the metrics, unless samples are off.

@@ -28,7 +28,7 @@ from ed_train.train.compiling import compile_notes, compile_unet
 from ed_train.train.components import build_component, freeze, freeze_unused, schedule_notes
 from ed_train.train.data_notes import idle_settings
 from ed_train.train.ema import begin_ema
-from ed_train.train.gradients import steps_unread, watch_gradients
+from ed_train.train.gradients import steps_unread
 from ed_train.train.length import count_steps, fading_of
 from ed_train.train.metrics import Metrics
 from ed_train.train.noise import Diffusion
@@ -120,7 +120,6 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     components = [build_component(config, modules[name], total_steps) for name, config in run.components.items()]
     notes += [note for component in components for note in schedule_notes(component.config, total_steps)]
     step_in_parts(run, components)
-    watch_gradients(components, accelerator)
     notes += [*position.notes, *restore_optimizers(run, components, model.folder)]
     ema, ema_notes = begin_ema(run, components, total_steps, position.step) if main else (None, [])
     notes += ema_notes
@@ -139,8 +138,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
         epoch=position.epoch, batches_done=position.batches_done, step=position.step, first_step=position.step,
         ema=ema, validator=data.validator, unread=steps_unread(components, accelerator.device),
     )  # fmt: skip
-    for component in components:
-        component.set_training(True)
+    session.set_training(True)
     if run.resume:
         for note in restore_training_state(session, run.resume.checkpoint):
             metrics.say(f"note: {note}")

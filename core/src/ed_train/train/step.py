@@ -25,8 +25,7 @@ class StepResult:
 
     Attributes:
         loss: mean over this process's part of the window, a scalar.
-        grad_norms: norm of each component's gradients before clipping, by name, scalars; at least where they are to be
-            clipped or logged.
+        grad_norms: norm of each component's gradients before clipping, by name, scalars.
         skipped: the components whose gradients were not finite, or `LOSS`; if there are any, no weight has changed, but
             for those that were stepped in backward.
         images: pictures in the window, of all processes.
@@ -49,12 +48,14 @@ def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
     ones would never move again, Adam-like ones would turn into NaN. `PartialSteps` says what holds in backward.
     """
     losses = []
+    first = session.batch_number
+    session.batch_number += len(window)
     images = sum(len(b.images) for b in window) * session.accelerator.num_processes
     files = tuple(file for batch in window for file in batch.images)
     for index, batch in enumerate(window):
         last = index == len(window) - 1
         with _gradient_sync(session, last=last):
-            loss = forward_loss(session, batch)
+            loss = forward_loss(session, batch, first + index)
             if _may_look_at(loss, session) and not torch.isfinite(loss):
                 _zero_grad(session)
                 nothing = {c.name: torch.full_like(loss.detach(), torch.nan) for c in session.components}
@@ -65,7 +66,7 @@ def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
             torch.autograd.backward(session.scaler.scale(share) if session.scaler else share)
         losses.append(loss.detach())
     norms = _norms(session)
-    skipped = () if session.unread else _not_finite(session, norms)
+    skipped = () if session.unread else _not_finite(norms)
     if not skipped:
         _clip(session, norms)
         with unless_unfit(session.components, norms if session.unread else {}):
@@ -81,12 +82,17 @@ def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
     return StepResult(torch.stack(losses).mean(), norms, skipped, images, files, session.unread)
 
 
-def forward_loss(session: Session, batch: Batch) -> Tensor:
-    """The loss of one batch, a scalar: text encoder, UNet, error of its prediction."""
+def forward_loss(session: Session, batch: Batch, number: int) -> Tensor:
+    """The loss of one batch, a scalar: text encoder, UNet, error of its prediction.
+
+    Args:
+        session: the run.
+        batch: this process's part of a global batch.
+        number: of the global batch, which decides about everything random.
+    """
     accelerator, train = session.accelerator, session.run.train
     rank, world = accelerator.process_index, accelerator.num_processes
-    generator = batch_generator(train.seed, session.batch_number)
-    session.batch_number += 1
+    generator = batch_generator(train.seed, number)
     mean, std = (t.to(accelerator.device, non_blocking=True) for t in (batch.latents_mean, batch.latents_std))
     noisy = session.diffusion.add_noise(mean, std, generator, rank, world)
     embeddings = session.encode_text(batch.token_ids, batch.text)
@@ -124,33 +130,23 @@ def _gradient_sync(session: Session, *, last: bool) -> contextlib.AbstractContex
 
 def _expect_gradients(session: Session) -> None:
     """Prepare for the last backward pass before a step."""
-    watched = not _wants_norms(session)
     for component in session.components:
         if component.partial_steps:
             component.partial_steps.begin(session.step)
-        elif component.watch and watched:
-            component.watch.begin()
 
 
 def _norms(session: Session) -> dict[str, Tensor]:
-    """The norms of all components' gradients, unscaled; of none, where nobody wants them and a watch is enough."""
+    """The norms of all components' gradients, unscaled."""
     if session.scaler:
         for component in session.components:
             session.scaler.unscale_(component.optimizer)
-    wanted = _wants_norms(session)
-    return {c.name: gradient_norm(c) for c in session.components if wanted or not c.watch}
+    return {c.name: gradient_norm(c) for c in session.components}
 
 
-def _wants_norms(session: Session) -> bool:
-    """Whether the step that is being taken clips its gradients, or logs their norms."""
-    return session.run.train.clip_grad_norm is not None or session.metrics.due(session.step + 1)
-
-
-def _not_finite(session: Session, norms: dict[str, Tensor]) -> tuple[str, ...]:
+def _not_finite(norms: dict[str, Tensor]) -> tuple[str, ...]:
     """The components whose gradients are not finite; waits for the device."""
-    finite = {name: bool(torch.isfinite(norm)) for name, norm in norms.items()}
-    finite |= {c.name: c.watch.finite() for c in session.components if c.watch and c.name not in finite}
-    return tuple(c.name for c in session.components if not finite[c.name])
+    finite = torch.stack(list(norms.values())).isfinite().tolist()
+    return tuple(name for name, good in zip(norms, finite, strict=True) if not good)
 
 
 def _clip(session: Session, norms: dict[str, Tensor]) -> None:
