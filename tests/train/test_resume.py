@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 from ed_train.registry import load_registry
+from ed_train.train import train as loop
 from train.resuming import assert_equal_runs
 
 SETTINGS = {
@@ -47,6 +49,7 @@ CASES = {
     "with samples in between": {"sample_steps": 2},
     "the UNet alone": {"disable_textenc_training": True},
     "with a schedule-free optimizer": {"ckpt_every_n_minutes": 0.001},
+    "the text encoder alone, bf16": {"disable_unet_training": True, "disable_amp": "false", "mixed_precision": "bf16"},
 }  # fmt: skip
 
 
@@ -60,3 +63,20 @@ def test_every_kind_of_run_goes_on_bit_for_bit(case, train_and_stop, write_optim
     settings = {**RUN, "sample_prompts": tmp_path / "prompts.json", **CASES[case]}
     at = {"in mid-accumulation": (1, 3), "at an epoch's end": (4, 8)}.get(case, (2, 5))
     assert_equal_runs(train_and_stop("whole", **settings), train_and_stop("parts", at=at, **settings))
+
+
+def test_a_signal_at_the_end_of_a_resumed_runs_start_is_not_followed_by_a_step(
+    run_cli, write_optimizer, monkeypatch, capsys
+) -> None:
+    write_optimizer({"base": {"optimizer": "adamw", "lr": 1e-3}})
+    assert run_cli(max_steps=1) == 0
+    original = loop.start
+
+    def start(run, signals):
+        started = original(run, signals)
+        signals.number = signal.SIGTERM
+        return started
+
+    monkeypatch.setattr(loop, "start", start)
+    assert run_cli(max_steps=2, resume="latest") == 143
+    assert "no step was taken" in capsys.readouterr().out

@@ -32,7 +32,7 @@ def train(run: RunConfig) -> None:
                     session.validator.begin(session)
                 if run.samples.generate_pretrain_samples and not session.step:
                     session.sample("before")
-                stopped = not session.step and session.agree(bool(signals.number))[0]
+                stopped = session.agree(bool(signals.number))[0]
                 while not session.done and not stopped:
                     reload_settings(session)
                     with closing(session.windows()) as windows:  # an error ends the loader's thread at once, too
