@@ -88,9 +88,10 @@ def test_the_text_is_for_people(command, write_optimizer, photos) -> None:
     assert shown.status == 0
     lines = [" ".join(line.split()) for line in shown.out.splitlines()]
     for line in (
-        f"data: {photos}: 8 pictures in 1 size, 4 batches an epoch",
+        f"data: {photos}: 8 pictures in 1 size of about 64 x 64 pixels, 4 batches an epoch",
         "steps: 20 in 5 epochs, 2 pictures each (2 a batch x 1 accumulated x 1 process)",
         "text encoder: 12,768 of 1.6 M parameters train (18 of 68 tensors) with prodigy",
+        "samples: none (sample_steps 0)",
         "frozen: embeddings, encoder.layers.0-2",
         'optimizer "adamw" (optimizer.json:1 base.optimizer; ed-train-adamw 0.1.0)',
         "lr 0.001 (optimizer.json:1 base.lr)",

@@ -264,7 +264,9 @@ def test_no_text_is_cut_off_and_each_stands_above_its_pictures(monkeypatch: pyte
 
 def test_one_scale_stands_with_the_seed_and_four_prompts_in_a_row() -> None:
     colours = ["red", "blue", "lime", "cyan", "magenta"]
-    grid = sample_grid([sample(i, c, (256, 256)) for i, c in enumerate(colours)], "before")
+    prompts = ["a cat", "a cat that sits beside a dog on a red sofa in the rain", "a", "b", "c"]  # of 1 and 2 lines
+    of_each = zip(colours, prompts, strict=True)
+    grid = sample_grid([sample(i, c, (256, 256), prompt=p) for i, (c, p) in enumerate(of_each)], "before")
     tops = [places(grid, list(Image.new("RGB", (1, 1), c).getpixel((0, 0))))[1] for c in colours]  # type: ignore[arg-type]
     assert tops[0] == tops[1] == tops[2] == tops[3] < tops[4]
 

@@ -75,7 +75,7 @@ def test_batches_of_their_own_and_what_is_said_of_them(run_cli, folder, capsys) 
         path.with_suffix(".yaml").write_text("batch_id: horses\nrating: 3")
     assert run_cli(max_epochs=1, save_nothing=True) == 0
     out = capsys.readouterr().out
-    assert ": 8 pictures in 1 size, 5 batches an epoch\n    batch_id: 1 in use; 2 of these batches are filled up" in out
+    assert "64 pixels, 5 batches an epoch\n    batch_id: 1 in use; 2 of these batches are filled up" in out
     assert "note: rating has no effect without rated_dataset; 3 of the 8 pictures have one" in out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def test_a_run_writes_a_checkpoint_that_diffusers_opens(
     assert "text encoder: " in (out := capsys.readouterr().out)
     assert "    frozen: embeddings, encoder.layers.0-2\n" in out
     assert f"checkpoint: {checkpoint}" in out
+    assert f"as one file for other programs: ed-train --export {checkpoint}\n" in out
 
 
 def test_the_report_says_what_trains_with_what_and_where_it_came_from(run_cli, write_optimizer, capsys) -> None:
@@ -74,12 +76,19 @@ def test_the_8_bit_default_warns_once_on_a_cpu(run_cli, capsys) -> None:
     assert capsys.readouterr().out.count("10 to 16 times") == 1
 
 
-def test_tensorboard_has_every_scalar_and_sample_pictures(run_cli, write_optimizer, tmp_path, micro_model) -> None:
+def test_tensorboard_has_every_scalar_and_sample_pictures(
+    run_cli, write_optimizer, tmp_path, micro_model, capsys
+) -> None:
     write_optimizer({"base": {"optimizer": "adamw", "lr": 1e-3}, "text_encoder_overrides": {"optimizer": "prodigy"}})
     prompts = tmp_path / "prompts.json"
     settings = {"num_inference_steps": 2, "cfgs": [1, 7], "samples": [{"prompt": "a cat"}, {"random_caption": True}]}
     prompts.write_text(json.dumps(settings))
     assert run_cli(sample_steps=2, sample_prompts=prompts, save_nothing=True) == 0
+    out = capsys.readouterr().out
+    drawn = "samples: 1 prompt and 1 caption of the pictures with guidance 1, 7"
+    assert f"{drawn}; before the first step, every 2 steps and at the end\n" in out
+    steps = [line.rpartition("img/s ")[2] for line in out.splitlines() if line.startswith("step ")]
+    assert [bool(re.fullmatch(r"\d+\.\d, \d\d:\d\d left", line)) for line in steps] == [False, True, True, False]
     folder = run_folder(tmp_path)
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     tags = events.Tags()

@@ -81,7 +81,7 @@ def test_the_losses_are_in_tensorboard_and_in_a_line(run_cli, validate, tmp_path
     assert f"validation: val {val[6]:.4f} (best so far), all of them" in out
     assert f"; of the average: val {found['validation/loss_ema/val'][6]:.4f}, " in out
     for line in (
-        ": 6 pictures in 1 size, 3 batches an epoch\nvalidation: before the first step, every epoch and at the end\n",
+        "64 pixels, 3 batches an epoch\nvalidation: before the first step, every epoch and at the end\n",
         "    val: 2 of the 8 pictures of data_root (0.25 of them, seed 555), which do not train\n",
         f"    all of them: 8 pictures of {photos}\n",
         "    train: 3 of the pictures that train (0.5 of them, seed 555)\n",

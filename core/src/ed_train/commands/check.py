@@ -49,6 +49,7 @@ def _lines(report: Report) -> Iterator[str]:
     run = report.run
     yield from report.opening_lines()
     yield report.steps_line()
+    yield report.samples_line()
     for component in report.components:
         yield from _component_lines(component, report.total_steps)
     for name in report.not_trained:

@@ -9,9 +9,9 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ed_train.data.store import PackWriter, TensorStore
+from ed_train.progress import progress_bar
 
 EncodeText: TypeAlias = Callable[[Tensor], Tensor]
 """Token ids [n, tokens] to embeddings or hidden states [n, tokens, width]."""
@@ -60,7 +60,7 @@ class EmbeddingCache:
         work = self.missing(token_ids)[rank::world]
         writer = PackWriter(self.store)
         try:
-            with tqdm(total=len(work), desc="encoding captions", unit="caption", disable=not self._progress) as bar:
+            with progress_bar("encoding captions", len(work), "caption", shown=self._progress) as bar:
                 for start in range(0, len(work), self._rows):
                     part = work[start : start + self._rows]
                     filled = [*part, *[part[-1]] * (self._rows - len(part))]

@@ -12,13 +12,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from ed_train.data.buckets import Size
 from ed_train.data.files import reason
@@ -27,6 +26,10 @@ from ed_train.data.images import crop_box, fit, load_image
 from ed_train.data.scan import ImageItem, Skipped
 from ed_train.data.store import PackWriter, TensorStore
 from ed_train.errors import ConfigError, Problem
+from ed_train.progress import progress_bar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 FORMAT = 1
 """Part of every key: raise it when the same file would give other pixels."""
@@ -134,7 +137,7 @@ class LatentCache:
         pending = PackWriter(self.store)
         try:
             with (
-                tqdm(total=len(work), desc="encoding images", unit="image", disable=not self._progress) as bar,
+                progress_bar("encoding images", len(work), "image", shown=self._progress) as bar,
                 closing(self._decoded(work, bar)) as decoded,
                 warnings.catch_warnings(),
             ):
@@ -216,7 +219,9 @@ class LatentCache:
 
         with ThreadPoolExecutor(self._jobs) as pool:
             found = pool.map(content, paths)
-            bar = tqdm(found, "checking images", len(paths), disable=not self._progress, leave=False, delay=2)
+            bar = progress_bar(
+                "checking images", len(paths), "image", shown=self._progress, iterable=found, leave=False, delay=2
+            )
             for path, result in zip(paths, bar, strict=True):
                 if isinstance(result, Exception):
                     self._failed[path] = reason(result)

@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class _Block:
-    """The pictures of one prompt, in a row, and the lines of text above them."""
+    """The pictures of one prompt, in a row, and the lines of text above them; the height is that of the pictures."""
 
     samples: Sequence[Sample]
     lines: Sequence[tuple[str, str]]
@@ -70,7 +70,8 @@ def sample_grid(samples: Sequence[Sample], title: str) -> Image.Image:
     per_row = min(per_row, len(blocks))
     rows = [blocks[start : start + per_row] for start in range(0, len(blocks), per_row)]
     gap, column = line, max(block.width for block in blocks)
-    heights = [max(block.height for block in row) for row in rows]
+    texts = [line * max(len(block.lines) for block in row) for row in rows]
+    heights = [text + max(block.height for block in row) for text, row in zip(texts, rows, strict=True)]
     titles = _wrapped(title, font, per_row * (column + gap) - gap)
     top = gap + line * len(titles) + gap // 2
     size = (gap + per_row * (column + gap), top + sum(height + gap for height in heights))
@@ -78,9 +79,9 @@ def sample_grid(samples: Sequence[Sample], title: str) -> Image.Image:
     pen = ImageDraw.Draw(grid)
     for number, text in enumerate(titles):
         pen.text((gap, gap + number * line), text, fill=BLACK, font=font)
-    for row, height in zip(rows, heights, strict=True):
+    for row, text_height, height in zip(rows, texts, heights, strict=True):
         for number, block in enumerate(row):
-            _paste(grid, pen, block, (gap + number * (column + gap), top), font, line)
+            _paste(grid, pen, block, (gap + number * (column + gap), top), text_height, font, line)
         top += height + gap
     return grid
 
@@ -93,18 +94,19 @@ def _block(samples: Sequence[Sample], font: Font, line: int) -> _Block:
     if first.negative_prompt:
         lines += [(text, GREY) for text in _wrapped(f"not: {first.negative_prompt}", font, width)]
     lines.append((f"{scale}seed {first.seed}", GREY))
-    height = line * (len(lines) + several) + gap + max(s.image.height for s in samples)
+    height = line * several + gap + max(s.image.height for s in samples)
     return _Block(samples, lines, width, height)
 
 
 def _paste(
-    grid: Image.Image, pen: ImageDraw.ImageDraw, block: _Block, corner: tuple[int, int], font: Font, line: int
-) -> None:
+    grid: Image.Image, pen: ImageDraw.ImageDraw, block: _Block, corner: tuple[int, int], text_height: int,
+    font: Font, line: int,
+) -> None:  # fmt: skip
+    """Draw a block; its pictures begin below the longest text of its row, so that they stand side by side."""
     left, top = corner
-    for text, colour in block.lines:
-        pen.text((left, top), text, fill=colour, font=font)
-        top += line
-    gap = line // 3
+    for number, (text, colour) in enumerate(block.lines):
+        pen.text((left, top + number * line), text, fill=colour, font=font)
+    gap, top = line // 3, top + text_height
     for sample in block.samples:
         grid.paste(sample.image, (left, top + gap))
         if len(block.samples) > 1:

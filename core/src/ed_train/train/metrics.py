@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +51,7 @@ class Metrics:
         self._images = 0
         self._state_counted = False
         self._since = time.perf_counter()
+        self._first: tuple[int, float] | None = None
         if folder is not None:
             from ed_train.train.events import EventLog
 
@@ -95,6 +96,7 @@ class Metrics:
             reduce: averages a tensor over all processes.
         """
         self.step_bar.update()
+        self._first = self._first or (step, time.perf_counter())
         self._losses.append(result.loss)
         self._images += result.images
         if not self.due(step):
@@ -118,7 +120,15 @@ class Metrics:
         shown = {"loss": f"{loss:.4f}", **self._shown_rates(components), "img/s": f"{rate:.1f}"}
         self.step_bar.set_postfix(shown)
         if self.plain:
-            print_line(f"step {step}/{self.steps}: {', '.join(f'{k} {v}' for k, v in shown.items())}")
+            words = [*(f"{key} {value}" for key, value in shown.items()), *self._time_left(step)]
+            print_line(f"step {step}/{self.steps}: {', '.join(words)}")
+
+    def _time_left(self, step: int) -> Iterator[str]:
+        """At the pace since the first step, everything between steps included."""
+        first, began = self._first or (step, 0.0)
+        if first < step < self.steps:
+            pace = (time.perf_counter() - began) / (step - first)
+            yield f"{tqdm.format_interval(pace * (self.steps - step))} left"
 
     @staticmethod
     def _shown_rates(components: Sequence[TrainedComponent]) -> dict[str, str]:

@@ -100,6 +100,8 @@ class Report:
                 )
             if not session.done:
                 print_line(f"go on with: ed-train --resume {session.output.saved[-1]}")
+            elif not self.run.train.save_single_file:
+                print_line(f"as one file for other programs: ed-train --export {session.output.saved[-1]}")
 
     @property
     def prediction(self) -> str:
@@ -130,8 +132,9 @@ class Report:
         yield f"ed-train {__version__} on {self.accelerator.device}: {precision}, {self._processes}, seed {train.seed}"
         yield f"model: {run.model.location} ({self.prediction.replace('_', '-')})"
         sizes = "1 size" if pictures.sizes == 1 else f"{pictures.sizes} sizes"
+        area = f"of about {train.resolution} x {train.resolution} pixels"
         batches = pictures.epochs.batches(0)
-        yield f"data: {train.data_root}: {pictures.used} pictures in {sizes}, {batches} batches an epoch"
+        yield f"data: {train.data_root}: {pictures.used} pictures in {sizes} {area}, {batches} batches an epoch"
         if pictures.epochs.batch_ids:
             ids, partial = pictures.epochs.batch_ids, pictures.epochs.partial_batches
             yield f"    batch_id: {ids} in use; {partial} of these batches are filled up with repeats"
@@ -146,6 +149,19 @@ class Report:
         effective = train.batch_size * train.grad_accum * world
         factors = f"{train.batch_size} a batch x {train.grad_accum} accumulated x {self._processes}"
         return f"steps: {self.total_steps} in {self.epochs} epochs, {effective} pictures each ({factors})"
+
+    def samples_line(self) -> str:
+        """What is drawn, and when."""
+        train, settings = self.run.train, self.run.samples
+        if not train.sample_steps:
+            return "samples: none (sample_steps 0)"
+        captions = sum(sample.random_caption for sample in settings.samples)
+        kinds = ((len(settings.samples) - captions, "prompt"), (captions, "caption"))
+        what = " and ".join(f"{count} {kind}{'s' if count > 1 else ''}" for count, kind in kinds if count)
+        what += " of the pictures" if captions else ""
+        scales = f" with guidance {', '.join(f'{cfg:g}' for cfg in settings.cfgs)}"
+        first = "before the first step, " if settings.generate_pretrain_samples else ""
+        return f"samples: {what}{scales}; {first}every {train.sample_steps} steps and at the end"
 
     def closing_lines(self) -> Iterator[str]:
         """Remarks, and the first of the pictures that are not used."""
@@ -171,6 +187,7 @@ class Report:
             yield f"{component_label(name)}: does not train"
         yield from self.caches
         yield self.steps_line()
+        yield self.samples_line()
         if self.output:
             yield f"run folder: {self.output.folder}"
         yield from self.closing_lines()
