@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 MIXED = {
-    "base": {"optimizer": "adamw", "lr": 1e-3, "lr_scheduler": "cosine"},
+    "base": {"optimizer": "adamw", "lr": 1e-3, "lr_scheduler": "cosine", "lr_decay_steps": 0},
     "text_encoder_overrides": {"optimizer": "prodigy", "weight_decay": 0.1, "lr_warmup_steps": 1, "lr_decay_steps": 9},
     "text_encoder_freezing": {"unfreeze_last_n_layers": 1},
     "unet_freezing": ["freeze *", "unfreeze *attn2*"],
@@ -73,6 +73,36 @@ def test_every_value_has_its_source(command, write_optimizer, flags, tmp_path) -
     assert [p["distribution"] for p in shown["plugins"]] == ["ed-train-adamw", "ed-train-freezing", "ed-train-prodigy"]
 
 
+def test_what_a_flag_goes_over_is_shown_beside_it(command, flags, tmp_path) -> None:
+    train = tmp_path / "train.json"
+    train.write_text(json.dumps({"lr": 2e-4, "batch_size": 4, "seed": 7}, indent=1))
+    command_line = ("--check", f"--config={train}", "--lr=null", "--seed=7")
+    settings = command(*command_line, "--json").json["settings"]
+    assert settings["batch_size"]["overrides"] == {"value": 4, "source": "train.json:3"}
+    assert settings["lr"] == {
+        "value": None,
+        "source": "default",
+        "overrides": {"value": 2e-4, "source": "train.json:2"},
+    }
+    assert "overrides" not in settings["seed"], "the same value is no news"
+    shown = command(*command_line).out
+    assert "(--batch_size, over 4 in train.json:3)" in shown
+    assert "(--lr null, over 0.0002 in train.json:2)" in shown
+
+
+def test_settings_that_these_pictures_and_this_model_make_odd(command, write_optimizer) -> None:
+    write_optimizer({"base": {"optimizer": "adamw"}})
+
+    def notes(**settings: object) -> str:
+        return "\n".join(command("--check", "--json", **settings).json["warnings"])
+
+    assert notes(batch_size=8) == ""
+    found = notes(batch_size=9, grad_accum=2, enable_zero_terminal_snr=True)
+    assert "every batch is filled up with repeats, and counts for less: no size has 9 pictures (batch_size 9)" in found
+    assert "grad_accum 2 is more than an epoch's batches (1): a step averages over those" in found
+    assert "enable_zero_terminal_snr=true (--enable_zero_terminal_snr) is for models that predict v" in found
+
+
 def test_sample_steps_of_a_prompts_file_have_that_file_as_their_source(command, tmp_path) -> None:
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps({"generate_samples_every_n_steps": 40, "samples": [{"prompt": "a cat"}]}))
@@ -97,7 +127,7 @@ def test_the_text_is_for_people(command, write_optimizer, photos) -> None:
         "lr 0.001 (optimizer.json:1 base.lr)",
         "epsilon 1e-08 (default of ed-train-adamw 0.1.0)",
         'lr_scheduler "cosine" (optimizer.json:1 base.lr_scheduler)',
-        "lr_decay_steps 30 (default: 1.5 times the run's steps)",
+        "lr_decay_steps 30 (optimizer.json:1 base.lr_decay_steps: 1.5 times the run's steps)",
         "lr_warmup_steps 1 (optimizer.json:1 text_encoder_overrides.lr_warmup_steps)",
         'project_name "cats" (--project_name)',
     ):

@@ -209,6 +209,32 @@ def test_lr_is_not_copied_between_learning_rate_free_and_ordinary(unet, text_enc
     assert f"{text_encoder}'s default lr {lr:g}" in line
 
 
+def test_a_value_that_only_the_text_encoder_cannot_have_is_named_as_inherited(problems) -> None:
+    base = {"optimizer": "dadapt_adan", "betas": [0.9, 0.9, 0.99]}
+    (problem,) = problems({}, {"base": base, "text_encoder_overrides": {"optimizer": "adamw"}})
+    assert "the text encoder's adamw inherits it: set text_encoder_overrides.betas" in problem
+    (problem,) = problems({}, {"base": {"optimizer": "adamw", "betas": [0.9]}})
+    assert "inherits" not in problem, "a value that is wrong for both is wrong in base"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "line"),
+    [
+        ({"text_encoder_overrides": {"lr": 5e-7}}, "optimizer.json:1: text_encoder_overrides has no effect"),
+        ({"text_encoder_lr_scale": 0.5}, "optimizer.json:1: text_encoder_lr_scale has no effect"),
+        (
+            {"text_encoder_lr_scale": 0.5, "text_encoder_overrides": {"lr": 1}},
+            "text_encoder_lr_scale and text_encoder_overrides have no effect",
+        ),
+    ],
+)
+def test_settings_of_a_text_encoder_that_does_not_train_get_a_line(optimizer, line, resolve) -> None:
+    (note,) = resolve({"disable_textenc_training": True}, optimizer).notes
+    assert line in note
+    assert note.endswith(": the text_encoder does not train")
+    assert resolve({"disable_textenc_training": True}, {"text_encoder_overrides": {"lr": None}}).notes == ()
+
+
 def test_lr_is_copied_between_two_learning_rate_free_optimizers(resolve) -> None:
     run = resolve(
         {}, {"base": {"optimizer": "prodigy", "lr": 0.5}, "text_encoder_overrides": {"optimizer": "dadapt_sgd"}}

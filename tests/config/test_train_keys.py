@@ -199,6 +199,8 @@ def test_a_key_without_effect_is_silent_when_it_is_off(off, resolve) -> None:
             {"save_full_precision": True},
             "has no effect without save_single_file: checkpoint folders always are in float32",
         ),
+        ({"resume_changed": True}, "resume_changed=true (train.json:3) has no effect without resume"),
+        ({"save_ckpts_from_n_epochs": 2}, "(train.json:3) has no effect without save_every_n_epochs"),
         ({"save_nothing": True}, "means no checkpoint of any kind: what is trained is gone when the run ends"),
         (
             {"no_save_ckpt": True, "save_single_file": True},
@@ -221,6 +223,7 @@ def test_keys_that_go_together_get_none(resolve) -> None:
     )
     assert resolve({"keep_tags": 0, "save_full_precision": False, "no_save_ckpt": False}).notes == ()
     assert resolve({"no_save_ckpt": True}).notes == ()
+    assert resolve({"save_ckpts_from_n_epochs": 2, "save_every_n_epochs": 1}).notes == ()
     assert resolve({"rated_dataset_target_dropout_percent": 50, "rated_dataset": False}).notes == ()
     assert resolve({"rated_dataset_target_dropout_percent": 20, "rated_dataset": True}).notes == ()
 

@@ -92,6 +92,59 @@ def test_polynomial_with_lions_small_lr() -> None:
     assert 1e-8 < seen[-1] < 1e-7
 
 
+@pytest.mark.parametrize(("warmup", "decay"), [(0, 10), (3, 10), (2, 3), (0, 1)])
+def test_polynomial_is_that_of_diffusers(warmup: int, decay: int) -> None:
+    from diffusers.optimization import get_polynomial_decay_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-5)
+    theirs = get_polynomial_decay_schedule_with_warmup(optimizer, warmup, decay).lr_lambdas[0]
+    options = {"lr": 1e-5, "lr_scheduler": "polynomial", "lr_warmup_steps": warmup, "lr_decay_steps": decay}
+    assert lrs(unet_config(optimizer="adamw", **options), 13, 13) == pytest.approx(
+        [1e-5 * theirs(n) for n in range(13)]
+    )
+
+
+def test_polynomial_where_there_is_nothing_to_decay() -> None:
+    options = {"optimizer": "adamw", "lr_scheduler": "polynomial"}
+    assert lrs(unet_config(lr=0.0, **options), 3, 10) == [0, 0, 0]
+    seen = lrs(unet_config(lr=1e-6, lr_warmup_steps=2, lr_decay_steps=2, **options), 4, 4)
+    assert seen == pytest.approx([0, 5e-7, 1e-7, 1e-7])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"lr_decay_steps": 50}, "base.lr_decay_steps has no effect with lr_scheduler constant, which has no decay"),
+        (
+            {"lr_decay_steps": 500, "lr_warmup_steps": 3, "lr_scheduler": "constant_with_warmup"},
+            "has no effect with lr_scheduler constant_with_warmup, which has no decay",
+        ),
+        (
+            {"lr_decay_steps": 50, "lr_scheduler": "cosine"},
+            "50 is less than this run's 100 optimizer steps: after them, the lr of cosine rises again",
+        ),
+        ({"lr_decay_steps": 99, "lr_scheduler": "linear"}, "after them, the lr of linear is 0"),
+    ],
+)
+def test_notes_on_decays_that_do_nothing_or_end_early(options: dict[str, object], expected: str) -> None:
+    (note,) = schedule_notes(unet_config(**options), 100)
+    assert expected in note
+
+
+def test_the_lr_after_an_early_end_is_as_the_notes_say() -> None:
+    for schedule, lr in (("linear", 0), ("cosine_with_restarts", 0), ("polynomial", 1e-7)):
+        config = unet_config(optimizer="adamw", lr=1e-6, lr_scheduler=schedule, lr_decay_steps=4, lr_warmup_steps=0)
+        assert lrs(config, 8, 8)[4:] == pytest.approx([lr] * 4)
+    config = unet_config(optimizer="adamw", lr=1e-6, lr_scheduler="cosine", lr_decay_steps=4, lr_warmup_steps=0)
+    assert lrs(config, 8, 8)[4] < 1e-9 < 1e-7 < lrs(config, 8, 8)[6]
+
+
+def test_decays_that_do_what_they_say_get_no_note() -> None:
+    assert schedule_notes(unet_config(lr_decay_steps=0), 100) == []
+    assert schedule_notes(unet_config(lr_decay_steps=100, lr_scheduler="cosine"), 100) == []
+    assert schedule_notes(unet_config(lr_decay_steps=50, lr_scheduler="constant_with_warmup"), 100) == []
+
+
 def test_notes_on_warmups_that_do_nothing_or_never_end() -> None:
     (note,) = schedule_notes(unet_config(lr_warmup_steps=5), 100)
     assert "no effect with lr_scheduler constant" in note

@@ -102,12 +102,19 @@ def test_legacy_key(options, parts):
     assert frozen_parts(freeze(make("plain"), **options)) == parts
 
 
-@pytest.mark.parametrize(("value", "instead"), [(-2, "2"), (1, "the number of layers - 1")])
+@pytest.mark.parametrize(
+    ("value", "instead"),
+    [
+        (-2, "write unfreeze_last_n_layers=2"),
+        (1, "write unfreeze_last_n_layers=the number of layers - 1"),
+        (0, "remove it, since it freezes nothing"),
+    ],
+)
 def test_legacy_key_gives_one_deprecation_line(value, instead):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         TextEncoderFreezing(freeze_front_n_layers=value)
-    expected = f"freeze_front_n_layers={value} is deprecated; write unfreeze_last_n_layers={instead}"
+    expected = f"freeze_front_n_layers={value} is deprecated; {instead}"
     assert [(w.category, str(w.message)) for w in caught] == [(DeprecationWarning, expected)]
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ed_train.config.describe import show
 from ed_train.config.run import ComponentConfig, RunConfig
 from ed_train.errors import printable
 
@@ -56,9 +57,9 @@ def _lines(report: Report) -> Iterator[str]:
         key = _switch(name)
         yield f"{component_label(name)}: does not train  ({key}: {run.sources[key]})"
     yield from report.caches
-    given = {key: source for key, source in run.sources.items() if source != DEFAULT}
+    given = [key for key, source in run.sources.items() if source != DEFAULT or key in run.overridden]
     yield "settings:"
-    yield from _table((key, getattr(run.train, key), source) for key, source in given.items())
+    yield from _table((key, getattr(run.train, key), _setting_source(run, key)) for key in given)
     yield f"    the other {len(run.sources) - len(given)} have their defaults; --json shows them all"
     if run.validation and run.validation.sources:
         config, sources = run.validation.config, run.validation.sources
@@ -81,13 +82,26 @@ def _component_lines(component: TrainedComponent, total_steps: int) -> Iterator[
     rows.append(("lr_scheduler", config.lr_scheduler, sources["lr_scheduler"]))
     if config.lr_scheduler != "constant":
         decay, warmup = decay_and_warmup_steps(config, total_steps)
-        rows.append(("lr_warmup_steps", warmup, _or(sources["lr_warmup_steps"], "2 % of lr_decay_steps")))
-        rows.append(("lr_decay_steps", decay, _or(sources["lr_decay_steps"], "1.5 times the run's steps")))
+        rows.append(("lr_warmup_steps", warmup, _steps_source(config, "lr_warmup_steps")))
+        rows.append(("lr_decay_steps", decay, _steps_source(config, "lr_decay_steps")))
     yield from _table(rows)
 
 
-def _or(source: str, default: str) -> str:
-    return f"{DEFAULT}: {default}" if source == DEFAULT else source
+def _steps_source(config: ComponentConfig, key: str) -> str:
+    """Where a number of steps comes from, which a null, or a decay below 1, leaves to be computed."""
+    given, source = getattr(config, key), config.sources[key]
+    if key == "lr_warmup_steps":
+        return f"{source}: 2 % of lr_decay_steps" if given is None else source
+    return f"{source}: 1.5 times the run's steps" if given is None or given < 1 else source
+
+
+def _setting_source(run: RunConfig, key: str) -> str:
+    """Where a setting comes from, and what of the file a flag went over."""
+    other = run.overridden.get(key)
+    if other is None:
+        return run.sources[key]
+    flag = f"--{key}" if run.sources[key] != DEFAULT else f"--{key} null"
+    return f"{flag}, over {show(other.value)} in {other.where}"
 
 
 def _table(rows: Iterable[tuple[str, Any, str]]) -> Iterator[str]:
@@ -108,7 +122,11 @@ def _switch(component: str) -> str:
 
 def _summary(report: Report) -> dict[str, Any]:
     run, pictures = report.run, report.pictures
-    settings = {key: {"value": value, "source": run.sources[key]} for key, value in vars(run.train).items()}
+    settings: dict[str, dict[str, Any]] = {
+        key: {"value": value, "source": run.sources[key]} for key, value in vars(run.train).items()
+    }
+    for key, other in run.overridden.items():
+        settings[key]["overrides"] = {"value": other.value, "source": other.where}
     summary = {
         "components": {c.name: _component(c, report.total_steps) for c in report.components},
         "not_trained": {
@@ -174,16 +192,14 @@ def _component(component: TrainedComponent, total_steps: int) -> dict[str, Any]:
         "lr_scheduler": config.lr_scheduler,
         "lr_warmup_steps": warmup,
         "lr_decay_steps": decay,
-        "sources": {key: config.sources[key] for key in ("optimizer", *_SCHEDULE)},
+        "sources": {key: config.sources[key] for key in ("optimizer", "lr_scheduler")}
+        | {key: _steps_source(config, key) for key in ("lr_warmup_steps", "lr_decay_steps")},
         "trainable_parameters": trained,
         "frozen_parameters": _count(component.module) - trained,
         "trainable_tensors": len(component.parameters),
         "frozen_tensors": len(list(component.module.parameters())) - len(component.parameters),
         "frozen_blocks": frozen_blocks(component.module),
     }
-
-
-_SCHEDULE = ("lr_scheduler", "lr_warmup_steps", "lr_decay_steps")
 
 
 def _count(module: nn.Module) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from ed_train.config.checks import off
 from ed_train.config.optimizer_keys import Given
+from ed_train.config.start import FIND_LAST
 from ed_train.config.train_keys import DEAD, TrainConfig
 
 
@@ -36,6 +37,10 @@ def _lines(train: TrainConfig) -> Iterator[tuple[str, str]]:
         yield "save_single_file", f"has no effect with {key}"
     if train.save_full_precision and not train.save_single_file:
         yield "save_full_precision", "has no effect without save_single_file: checkpoint folders always are in float32"
+    if train.resume is None and train.resume_ckpt != FIND_LAST:
+        yield "resume_changed", "has no effect without resume"
+    if train.save_every_n_epochs is None:
+        yield "save_ckpts_from_n_epochs", "has no effect without save_every_n_epochs"
     percent = "rated_dataset_target_dropout_percent"
     if getattr(train, percent) != getattr(TrainConfig, percent) and not train.rated_dataset:
         yield percent, "has no effect without rated_dataset"

@@ -87,8 +87,19 @@ def load_config(
         validation=validation,
         settings_file=settings_file(config_file, document, train, given, notes),
         notes=(*notes, *resolver.notes, *start.notes, *sample_notes),
+        overridden=_overridden(flags, document, given),
     )
     return replace(run, notes=(*run.notes, *changes_since(run, start.resume))) if start.resume else run
+
+
+def _overridden(flags: Mapping[str, str], document: Document | None, given: Mapping[str, Given]) -> dict[str, Given]:
+    """The keys that the file sets to something else than a flag."""
+    of_file = given_values({}, document)
+    return {
+        key: of_file[key]
+        for key in flags
+        if key in of_file and (key not in given or given[key].value != of_file[key].value)
+    }
 
 
 def load_cache_dir(flags: Mapping[str, str], config_file: str | None) -> Path:

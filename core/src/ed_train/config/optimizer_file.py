@@ -84,7 +84,9 @@ class OptimizerFileResolver:
                 lr = self.overrides.get("lr")
                 self._note_override(lr, base.get("lr"))
                 self._add(components, UNET, unet_name, unet_optimizer, {**base, **({"lr": lr} if lr else {})})
-            if not self.train.disable_textenc_training:
+            if self.train.disable_textenc_training:
+                self._note_idle_overrides(overrides, scale)
+            else:
                 values = self._text_encoder_values(base, overrides, scale, unet_optimizer, te_optimizer)
                 self._add(components, TEXT_ENCODER, te_name, te_optimizer, values)
         return OptimizerFile(components, freezing, tweaks)
@@ -228,6 +230,14 @@ class OptimizerFileResolver:
             return lr  # a problem that is reported where it stands
         return Given(scale.value * unet_lr.value, scale.where, f"{scale.key} {scale.value} x {unet_lr.source}")
 
+    def _note_idle_overrides(self, overrides: dict[str, Given], scale: Given | None) -> None:
+        """A line about what is set for a text encoder that does not train."""
+        idle = list(dict.fromkeys(([scale.key] if scale else []) + ["text_encoder_overrides"] * bool(overrides)))
+        if idle and self.document:
+            where = scale.where if scale else self.document.where(idle[0])
+            have = f"{' and '.join(idle)} {'has' if len(idle) == 1 else 'have'}"
+            self.notes.append(f"{where}: {have} no effect: the text_encoder does not train")
+
     def _note_override(self, override: Given | None, loser: Given | None) -> None:
         if override and loser and override.value != loser.value:
             self.notes.append(f"{override} overrides {loser}")
@@ -243,7 +253,8 @@ class OptimizerFileResolver:
         """Check a component's options and schedule, and add it."""
         options = {k: g for k, g in values.items() if k in option_names(chosen.spec.config_type)}
         schedule = self._schedule(values)
-        config = self._checked(chosen.spec.config_type, options)
+        user = f"; the text encoder's {chosen.spec.name} inherits it: set" if name == TEXT_ENCODER else ""
+        config = self._checked(chosen.spec.config_type, options, user)
         schedule_config = self._checked(ScheduleConfig, schedule)
         if config is None or schedule_config is None:
             return
@@ -267,11 +278,12 @@ class OptimizerFileResolver:
                 self._note_override(own, override)
         return schedule
 
-    def _checked(self, config_type: type[Any], given: dict[str, Given]) -> Any:
+    def _checked(self, config_type: type[Any], given: dict[str, Given], inherits: str = "") -> Any:
         config, problems, notes = validated(config_type, {key: g.value for key, g in given.items()})
         for problem in problems:
             origin = given.get(problem.key) or next(iter(given.values()))
             key = origin.key if problem.key in given else origin.key.rpartition(".")[0]
-            self.problems.append(Problem(origin.where, key, problem.message))
+            advice = f"{inherits} text_encoder_overrides.{problem.key}" if inherits and key.startswith("base.") else ""
+            self.problems.append(Problem(origin.where, key, problem.message + advice))
         self.notes += notes
         return config

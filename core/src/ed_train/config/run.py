@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ed_train.config.optimizer_keys import Given
 from ed_train.config.train_keys import TrainConfig
 from ed_train.errors import ConfigError, Problem
 from ed_train.models.prompts import SampleSettings
@@ -59,6 +60,7 @@ class RunConfig:
     Attributes:
         train: the settings; paths are absolute, the seed is drawn, nothing is left to look up.
         sources: where each train.json key came from: ``train.json:3``, ``--lr`` or ``default``.
+        overridden: what a flag has gone over: a key's other value in train.json, and where it stands.
         model: where the weights come from.
         resume: the checkpoint of an interrupted run that goes on; None for a new one.
         ema_model: the model that the moving average begins with; None for the weights that the run begins with.
@@ -83,6 +85,7 @@ class RunConfig:
     validation: Validation | None = None
     settings_file: SettingsFile | None = None
     notes: tuple[str, ...] = field(default=())
+    overridden: Mapping[str, Given] = field(default_factory=dict)
 
     def located(self, error: ConfigError) -> ConfigError:
         """The same error, where problems that name a key but no place say where that key was set."""

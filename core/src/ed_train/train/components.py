@@ -149,19 +149,26 @@ def decay_and_warmup_steps(config: ComponentConfig, total_steps: int) -> tuple[i
 
 def build_scheduler(config: ComponentConfig, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
     """Build one of diffusers' schedules, over optimizer steps."""
-    from diffusers.optimization import get_polynomial_decay_schedule_with_warmup, get_scheduler
+    from diffusers.optimization import get_scheduler
 
     decay, warmup = decay_and_warmup_steps(config, total_steps)
     if config.lr_scheduler == "polynomial":
+        # diffusers' refuses an lr that is not above its end, 1e-7, and divides by 0 where the warmup is all there is.
         lr = optimizer.param_groups[0]["lr"]
-        # diffusers ends at 1e-7 and refuses an lr that is not above it, which lion's recommended one is not.
-        lr_end = min(1e-7, lr / 10)
-        scheduler: LambdaLR = get_polynomial_decay_schedule_with_warmup(optimizer, warmup, decay, lr_end=lr_end)
+        end = min(1e-7 / lr, 0.1) if lr else 0.1
+        scheduler = LambdaLR(optimizer, partial(_polynomial, warmup=warmup, decay=decay, end=end))
     else:
         scheduler = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=decay)
     if not config.optimizer.spec.lr_may_be_zero:
         _keep_above_zero(scheduler)
     return scheduler
+
+
+def _polynomial(step: int, *, warmup: int, decay: int, end: float) -> float:
+    """A polynomial schedule of power 1, as diffusers has it: up to 1 in the warmup, then down to `end` for good."""
+    if step < warmup:
+        return step / warmup
+    return end + (1 - end) * (decay - step) / (decay - warmup) if step < decay else end
 
 
 def _keep_above_zero(scheduler: LambdaLR) -> None:
@@ -179,16 +186,32 @@ def _positive(factor: Callable[[int], float], step: int) -> float:
 
 def schedule_notes(config: ComponentConfig, total_steps: int) -> list[str]:
     """Lines about schedule settings that do nothing, or not what they say."""
-    _, warmup = decay_and_warmup_steps(config, total_steps)
-    notes = []
-    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
-        source = config.sources["lr_warmup_steps"]
-        notes.append(f"{source} has no effect with lr_scheduler constant; constant_with_warmup has a warmup")
-    elif config.lr_scheduler != "constant" and warmup > total_steps:
+    decay, warmup = decay_and_warmup_steps(config, total_steps)
+    scheduler, sources, notes = config.lr_scheduler, config.sources, []
+    if scheduler == "constant" and config.lr_warmup_steps:
+        notes.append(
+            f"{sources['lr_warmup_steps']} has no effect with lr_scheduler constant; constant_with_warmup has a warmup"
+        )
+    elif scheduler != "constant" and warmup > total_steps:
         notes.append(f"{config.name}: lr_warmup_steps {warmup} is more than this run's {total_steps} optimizer steps")
-    if config.lr_scheduler != "constant" and not config.optimizer.spec.lr_may_be_zero:
+    given = config.lr_decay_steps is not None and config.lr_decay_steps >= 1
+    if given and scheduler in _AFTER_DECAY and decay < total_steps:
+        fewer = f"lr_decay_steps {decay} is less than this run's {total_steps} optimizer steps"
+        notes.append(f"{config.name}: {fewer}: after them, the lr of {scheduler} {_AFTER_DECAY[scheduler]}")
+    elif given and scheduler not in _AFTER_DECAY and not (scheduler != "constant" and config.lr_warmup_steps is None):
+        notes.append(f"{sources['lr_decay_steps']} has no effect with lr_scheduler {scheduler}, which has no decay")
+    if scheduler != "constant" and not config.optimizer.spec.lr_may_be_zero:
         notes.append(f"{config.name}: {config.optimizer.spec.name} cannot step at lr 0: its schedule stays above it")
     return notes
+
+
+_AFTER_DECAY = {
+    "linear": "is 0",
+    "cosine": "rises again",
+    "cosine_with_restarts": "is 0",
+    "polynomial": "stays as it is",
+}
+"""What the lr of each schedule that has a decay does afterwards."""
 
 
 def component_label(name: str) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from ed_train import __version__
 from ed_train.config.describe import show
 from ed_train.config.run import TEXT_ENCODER, UNET
+from ed_train.train.advice import advice_for
 from ed_train.train.components import TrainedComponent, component_label, decay_and_warmup_steps
 from ed_train.train.metrics import print_line
 from ed_train.train.validation_data import ScannedSet, notes_on_size, validation_lines
@@ -116,7 +117,10 @@ class Report:
     def remarks(self) -> list[str]:
         """Everything that the user should know: of the configuration, the data and the plugins; each once."""
         sizes = notes_on_size(self.run.validation.config, self.pictures.validation) if self.run.validation else []
-        return list(dict.fromkeys((*self.run.notes, *self._idle_gpuid(), *self.pictures.notes, *sizes, *self.notes)))
+        world = self.accelerator.num_processes
+        advice = advice_for(self.run, self.pictures.epochs, processes=world, velocity=self.velocity)
+        own = (*self.run.notes, *self._idle_gpuid(), *self.pictures.notes, *sizes, *advice, *self.notes)
+        return list(dict.fromkeys(own))
 
     def _idle_gpuid(self) -> Iterator[str]:
         """A line if gpuid asks for a GPU and the device is another one; 0, the default, asks for none in particular."""

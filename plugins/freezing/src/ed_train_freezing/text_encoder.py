@@ -46,12 +46,10 @@ class TextEncoderFreezing:
                 f"unfreeze_last_n_layers={trained}; remove freeze_front_n_layers"
             )
         if front is not None:
-            instead = str(-front) if front < 0 else f"the number of layers - {front}"
-            warnings.warn(
-                f"freeze_front_n_layers={front} is deprecated; write unfreeze_last_n_layers={instead}",
-                DeprecationWarning,
-                stacklevel=3,
-            )
+            instead = f"write unfreeze_last_n_layers={-front if front < 0 else f'the number of layers - {front}'}"
+            if front == 0:
+                instead = "remove it, since it freezes nothing"
+            warnings.warn(f"freeze_front_n_layers={front} is deprecated; {instead}", DeprecationWarning, stacklevel=3)
 
     @property
     def trained_layers(self) -> int | None:
