@@ -341,3 +341,15 @@ heavy = [name for name in ("torch", "numpy", "safetensors", "transformers", "dif
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_other_trainers_read_and_ours_does_not_is_said(tmp_path, photo):
+    for folder in ("10_cat", "3_dog", "2023_trip", "cats"):
+        photo("chelsea.png", f"{folder}/chelsea.png")
+        (tmp_path / folder / "chelsea.txt").write_text("a cat")
+    (tmp_path / "3_dog" / "multiply.txt").write_text("3")
+    (tmp_path / "cats" / "metadata.jsonl").write_text('{"file_name": "chelsea.png", "text": "a tabby cat"}')
+    assert scan(tmp_path).notes == (
+        f"a number in a folder's name is no number of repeats; a multiply.txt in the folder is ({tmp_path / '10_cat'})",
+        f"captions in it are not read; see docs/coming-from.md ({tmp_path / 'cats' / 'metadata.jsonl'})",
+    )

@@ -160,6 +160,10 @@ def _spelled_as_known(argument: str, known: set[str]) -> str:
 def _unknown(flag: str, known: set[str]) -> str:
     if not flag.startswith("-"):
         return f"not a flag; did you mean --config {flag}?" if flag.endswith(".json") else "not a flag"
+    from ed_train.config.other_names import name_here
+
+    if own_name := name_here(flag.lstrip("-").replace("-", "_")):
+        return f"unknown flag; {own_name}"
     close = get_close_matches(flag.replace("-", "_"), {k.replace("-", "_") for k in known}, n=1)
     spelling = next((k for k in known if close and k.replace("-", "_") == close[0]), None)
     return f"unknown flag; did you mean {spelling}?" if spelling else "unknown flag; see ed-train --help"

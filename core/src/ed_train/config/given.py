@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ed_train.config.describe import annotations_of, is_list, leaf_types
 from ed_train.config.freeze_sections import FREE_KEYS
 from ed_train.config.jsontext import Document
 from ed_train.config.optimizer_keys import Given
+from ed_train.config.other_names import name_here
 from ed_train.config.record import Record, read_record
 from ed_train.config.train_keys import TrainConfig
 from ed_train.config.validate import validated
@@ -81,4 +81,10 @@ def train_config(given: Mapping[str, Given]) -> tuple[TrainConfig, list[Problem]
     if problems:
         wrong = {p.key for p in problems}
         train, _, notes = validated(TrainConfig, {key: g.value for key, g in given.items() if key not in wrong})
-    return train, [replace(p, where=given[p.key].where, key=given[p.key].key) for p in problems], notes
+    known = annotations_of(TrainConfig)
+    located = []
+    for problem in problems:
+        own_name = None if problem.key in known else name_here(problem.key)
+        message = f"unknown key; {own_name}" if own_name else problem.message
+        located.append(Problem(given[problem.key].where, given[problem.key].key, message))
+    return train, located, notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -201,7 +202,7 @@ def _nothing_to_train(root: Path, items: Sequence[ImageItem], skipped: Sequence[
     return []
 
 
-def _notes(findings: Findings, folders: Iterable[_Folder]) -> list[str]:
+def _notes(findings: Findings, folders: Sequence[_Folder]) -> list[str]:
     kinds = defaultdict(list)
     for kind, path in findings.notes:
         kinds[kind].append(path)
@@ -210,7 +211,20 @@ def _notes(findings: Findings, folders: Iterable[_Folder]) -> list[str]:
     suffixes = {*TEXT_SUFFIXES, YAML_SUFFIX, ".yml"}
     texts = (path for folder in folders for path in folder.files if path.suffix.lower() in suffixes)
     kinds["text file that belongs to no image, not used"] = [path for path in texts if path not in uses]
+    kinds |= _other_trainers_notes(folders)
     return [f"{kind} ({_example(paths)})" for kind, paths in sorted(kinds.items()) if paths]
+
+
+def _other_trainers_notes(folders: Sequence[_Folder]) -> dict[str, list[Path]]:
+    """What a folder has from other trainers, and means nothing here; docs/coming-from.md says what does."""
+    lists = [path for folder in folders for path in folder.files if path.name == "metadata.jsonl"]
+    named = [folder.images[0].parent for folder in folders if folder.images and "multiply" not in folder.settings]
+    return {
+        "captions in it are not read; see docs/coming-from.md": lists,
+        "a number in a folder's name is no number of repeats; a multiply.txt in the folder is": [
+            path for path in named if re.match(r"\d{1,3}_", path.name)
+        ],
+    }
 
 
 def _example(paths: Sequence[Path]) -> str:
