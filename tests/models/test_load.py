@@ -18,6 +18,7 @@ from ed_train.errors import ConfigError
 from ed_train.models.export import write_single_file
 from ed_train.models.load import SdModel
 from ed_train.models.reference import ModelReference, check_model
+from ed_train.models.shapes import configuration_of
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
@@ -117,6 +118,38 @@ def test_zero_terminal_snr(sd1: Path, sd2: Path) -> None:
     assert scheduler.alphas_cumprod[-1].item() == 0.0
     assert folder_model(sd2).scheduler_config(zero_terminal_snr=True)["timestep_spacing"] == "trailing"
     assert folder_model(sd1).scheduler_config(zero_terminal_snr=True)["timestep_spacing"] == "leading"
+
+
+@pytest.mark.parametrize(
+    ("trained", "kept"),
+    [
+        ({"prediction_type": "epsilon"}, (".safetensors",)),
+        ({"prediction_type": "v_prediction"}, (".safetensors",)),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, (".safetensors", ".yaml")),
+        ({"prediction_type": "v_prediction", "beta_start": 0.001, "beta_end": 0.02}, (".ckpt", ".yaml")),
+    ],
+)
+def test_a_single_file_says_itself_how_its_model_predicts(trained, kept, single_file, own_sd1) -> None:
+    """Its configuration, which is that of any model of its kind, would have it trained as what it is not."""
+    model, config = folder_model(own_sd1), own_sd1 / "scheduler" / "scheduler_config.json"
+    parts = {"unet": model.load_unet(), "text_encoder": model.load_text_encoder(), "vae": model.load_vae()}
+    write_single_file(single_file, **parts, scheduler_config={**model.scheduler_config(), **trained}, replace=True)
+    path = as_ckpt(single_file) if ".ckpt" in kept else single_file
+    for other in {".safetensors", ".yaml"} - {*kept}:
+        single_file.with_suffix(other).unlink(missing_ok=True)
+    opposite = {"epsilon": "v_prediction", "v_prediction": "epsilon"}[trained["prediction_type"]]
+    config.write_text(json.dumps({**json.loads(config.read_text()), "prediction_type": opposite}))
+    reference = ModelReference("file", str(path), str(own_sd1))
+    for read in (SdModel(reference), configuration_of(reference)):  # of a run, and of --check
+        scheduler = read.load_noise_scheduler()
+        assert {key: scheduler.config[key] for key in trained} == trained
+        assert (scheduler.alphas_cumprod[-1] == 0) == ("rescale_betas_zero_snr" in trained)
+
+
+@pytest.mark.parametrize("content", ["a: [", "model: 3", "model: {params: {linear_start: x, linear_end: 1}}", "\x00"])
+def test_another_yaml_beside_a_single_file_says_nothing(content, single_file, sd1) -> None:
+    single_file.with_suffix(".yaml").write_text(content)
+    assert file_model(single_file, sd1).scheduler_config() == folder_model(sd1).scheduler_config()
 
 
 def test_scheduler_config_without_a_prediction_type_means_epsilon(own_sd1: Path) -> None:

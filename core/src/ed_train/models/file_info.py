@@ -9,9 +9,12 @@ metadata, from two empty tensors (ComfyUI's convention), or from a file in the f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from safetensors import safe_open
 
 from ed_train import __version__
 from ed_train.models.single_file import is_version_2
@@ -61,6 +64,37 @@ def file_metadata(title: str, text_encoder: Config, scheduler: Config, manifest:
         side = manifest["run"]["train"].get("resolution", 512)
         fields |= {"modelspec.resolution": f"{side}x{side}", "ed_train.step": str(manifest["step"])}
     return fields
+
+
+def stated_schedule(file: Path) -> dict[str, Any]:
+    """Fields of a scheduler's configuration that a single file states, or the .yaml beside it, which goes first.
+
+    They go over the configuration that such files usually have: version 1's predicts the noise and version 2's v,
+    whatever the model was trained for.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read.
+    """
+    stated: dict[str, Any] = {}
+    if file.suffix.lower() == ".safetensors":
+        with safe_open(file, framework="pt") as content:
+            names, metadata = set(content.keys()), content.metadata() or {}
+        prediction = "v" if "v_pred" in names else metadata.get("modelspec.prediction_type")
+        if prediction in ("v", "epsilon"):
+            stated["prediction_type"] = "v_prediction" if prediction == "v" else "epsilon"
+        if "ztsnr" in names:
+            stated["rescale_betas_zero_snr"] = True
+    return stated | _schedule_of_yaml(file.with_suffix(".yaml"))
+
+
+def _schedule_of_yaml(file: Path) -> dict[str, Any]:
+    """The same of a file in CompVis' format; nothing where there is none, or where it is something else."""
+    try:
+        params = yaml.safe_load(file.read_text("utf-8-sig"))["model"]["params"]
+        betas = {"beta_start": float(params["linear_start"]), "beta_end": float(params["linear_end"])}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
+        return {}
+    return {**betas, "prediction_type": "v_prediction" if params.get("parameterization") == "v" else "epsilon"}
 
 
 def marker_tensors(scheduler: Config) -> dict[str, torch.Tensor]:

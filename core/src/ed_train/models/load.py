@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ import torch
 
 from ed_train.errors import ConfigError
 from ed_train.models.failure import load_error, one_line
+from ed_train.models.file_info import stated_schedule
 from ed_train.models.fingerprint import folder_fingerprint, part_fingerprint, text_digests, weights_in
 from ed_train.models.header import read_safetensors_header
 from ed_train.models.hub import fetch
@@ -48,12 +50,15 @@ class SdModel:
             the folder that it came from: that of an older checkpoint, or one that somebody needed the room of.
     """
 
-    def __init__(self, reference: ModelReference, memo: FileMemo | None = None) -> None:
+    def __init__(
+        self, reference: ModelReference, memo: FileMemo | None = None, *, single_file: Path | None = None
+    ) -> None:
         """Find the model, fetching it from the hub if need be.
 
         Args:
             reference: where it is.
             memo: remembers the hashes of its files from run to run; without, they are read anew.
+            single_file: what the model really is, where `reference` is the configuration that goes with it.
 
         Raises:
             ConfigError: the hub cannot be reached, or what it has is not a model that can be trained.
@@ -68,6 +73,7 @@ class SdModel:
         self._from_file: dict[str, Any] = {}
         self._fingerprints: dict[str, str] = {}
         self._memo = memo or FileMemo()
+        self._single_file = single_file or (reference.path if reference.kind == "file" else None)
 
     def load_unet(self) -> UNet2DConditionModel:
         """The UNet. Raises ConfigError if it cannot be read, lacks weights, or has NaN or infinite ones."""
@@ -88,17 +94,27 @@ class SdModel:
     def scheduler_config(self, *, zero_terminal_snr: bool = False) -> dict[str, Any]:
         """The configuration of the model's scheduler, with its ``_class_name``, ``prediction_type`` and betas.
 
+        What a single file says itself goes over the configuration that it is loaded with.
+
         Args:
             zero_terminal_snr: rescale the betas so that the last timestep is pure noise (Lin et al. 2023,
                 https://arxiv.org/abs/2305.08891). DDIM is the sampler that then goes with the model; it starts at
                 the last timestep if the model predicts v. From pure noise a prediction of the noise says nothing.
         """
-        config: dict[str, Any] = dict(self._load("scheduler"))
-        config.setdefault("prediction_type", "epsilon")
-        if zero_terminal_snr:
+        config: dict[str, Any] = {"prediction_type": "epsilon", **self._load("scheduler"), **self._stated_schedule}
+        if zero_terminal_snr or "rescale_betas_zero_snr" in self._stated_schedule:
             config |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "clip_sample": False}
             config["timestep_spacing"] = "trailing" if config["prediction_type"] == "v_prediction" else "leading"
         return config
+
+    @cached_property
+    def _stated_schedule(self) -> dict[str, Any]:
+        if self._single_file is None:
+            return {}
+        try:
+            return stated_schedule(self._single_file)
+        except Exception as error:
+            raise load_error(f"{self._single_file} cannot be read: {one_line(error)}") from error
 
     def load_noise_scheduler(self, *, zero_terminal_snr: bool = False) -> DDPMScheduler:
         """The noise schedule to train with: always a DDPMScheduler, whatever sampler the model comes with."""

@@ -42,7 +42,8 @@ def configuration_of(reference: ModelReference) -> SdModel:
         folder = Path(reference.model_config)
     else:
         folder = fetch(reference.model_config, weights=False)
-    return SdModel(ModelReference("folder", str(folder)))
+    single_file = reference.path if reference.kind == "file" else None
+    return SdModel(ModelReference("folder", str(folder)), single_file=single_file)
 
 
 def empty_unet(folder: Path) -> UNet2DConditionModel:
