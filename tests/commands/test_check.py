@@ -267,12 +267,40 @@ def test_what_a_plugin_prints_is_not_in_the_output(command, install, write_optim
     assert "hello" in shown.err
 
 
-def test_a_plugin_that_cannot_build_fails_as_in_the_run(command, install, write_optimizer) -> None:
-    install(SGD.format(before="raise RuntimeError('no such kernel')"))
+def test_a_plugin_that_cannot_build_is_reported_as_in_the_run_with_its_place(command, install, write_optimizer) -> None:
+    install(SGD.format(before="raise RuntimeError('no such\\nkernel')"))
     write_optimizer(HOMEMADE)
     checked, run = command("--check"), command()
-    assert "homemade 1.2: homemade could not be built: no such kernel" in checked.err
-    assert (checked.status, checked.out) == (run.status, "")
+    message = "homemade 1.2: homemade could not be built: no such kernel"
+    assert run.err.splitlines()[-1] == f"error: {message}"
+    assert checked.err == f"error: optimizer.json:1: base.optimizer: {message}\n"
+    assert (checked.status, checked.out, run.status) == (2, "", 1)
+
+
+CLASSES = """
+import torch
+print("hello")
+
+class NeedsAlpha(torch.optim.SGD):
+    def __init__(self, params, lr=1e-3, *, alpha):
+        super().__init__(params, lr=lr)
+"""
+
+
+def test_a_class_of_ones_own_module(command, tmp_path, monkeypatch, write_optimizer) -> None:
+    (tmp_path / "my_classes.py").write_text(CLASSES)
+    monkeypatch.syspath_prepend(tmp_path)
+    base = {"optimizer": "my_classes:NeedsAlpha", "alpha": 2}
+    write_optimizer({"base": base})
+    shown = command("--check", "--json")
+    unet = shown.json["components"]["unet"]
+    assert unet["options"]["lr"]["source"] == "default of my_classes (no distribution)"
+    assert unet["options"]["alpha"]["value"] == 2
+    del base["alpha"]
+    write_optimizer({"base": base})
+    shown = command("--check")
+    assert shown.status == 2
+    assert shown.err == "error: optimizer.json:1: base: NeedsAlpha needs alpha; set it\n"
 
 
 def test_an_optimizer_that_needs_real_memory_to_be_built_passes(command, install, write_optimizer) -> None:

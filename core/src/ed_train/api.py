@@ -91,7 +91,7 @@ def build_optimizer(registered: RegisteredOptimizer, params: Sequence[Any], conf
         optimizer = spec.build(params, config)
     except (Exception, SystemExit) as error:
         raise PluginError(
-            f"{registered.origin}: {spec.name} could not be built: {str(error) or repr(error)}"
+            f"{registered.origin}: {spec.name} could not be built: {' '.join(str(error).split()) or repr(error)}"
         ) from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise PluginError(f"{registered.origin}: {spec.name} returned {type(optimizer).__name__}, not an Optimizer")

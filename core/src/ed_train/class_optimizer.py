@@ -6,8 +6,10 @@ annotations tell. There are no ranges, no help and no traits: such an optimizer 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import field, make_dataclass
 from difflib import get_close_matches
@@ -67,16 +69,20 @@ def _optimizer_class(module_name: str, class_name: str) -> Any:
 
     name = f"{module_name}:{class_name}"
     try:
-        module = import_module(module_name)
+        with contextlib.redirect_stdout(sys.stderr):  # what a module prints must not get into the output of --json
+            module = import_module(module_name)
     except (Exception, SystemExit) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        advice = "is the package that has it installed?"
-        raise ConfigError(f"{name!r}: the module {module_name} cannot be imported: {reason}; {advice}") from error
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError):
+            reason = f"{error}; is the package that has it installed?"
+        message = f"{name!r}: the module {module_name} cannot be imported: {' '.join(reason.split())}"
+        raise ConfigError(message) from error
     found = getattr(module, class_name, None)
     optimizers = [n for n, value in vars(module).items() if _is_optimizer(value) and value is not torch.optim.Optimizer]
     if not _is_optimizer(found) or found is torch.optim.Optimizer:
         what = "is no subclass of torch.optim.Optimizer" if found is not None else "does not exist"
-        close = get_close_matches(class_name, optimizers, n=1)
+        same = [optimizer for optimizer in optimizers if optimizer.lower() == class_name.lower()]
+        close = same or get_close_matches(class_name, optimizers, n=1)
         known = f"did you mean {close[0]}?" if close else f"optimizers there: {', '.join(optimizers) or 'none'}"
         raise ConfigError(f"{name!r}: {class_name} {what}; {known}")
     return found
@@ -155,4 +161,4 @@ def _distribution(module_name: str) -> tuple[str, str]:
     from importlib.metadata import packages_distributions, version
 
     names = packages_distributions().get(module_name.partition(".")[0], [])
-    return (names[0], version(names[0])) if names else ("unknown", "unknown")
+    return (names[0], version(names[0])) if names else (module_name, "(no distribution)")

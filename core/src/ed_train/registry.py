@@ -150,6 +150,8 @@ class OptimizerRegistry:
         from difflib import get_close_matches  # here, since listing must stay instant
 
         close = get_close_matches(name, {*self.names, *DISTRIBUTION_OF_OPTIMIZER}, n=1)
+        if not close and "." in name:
+            return "; a class without a plugin is written module:Class, with a colon"
         return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -106,7 +106,7 @@ class OptimizerSpec:
             ``warnings.warn`` for one line that the user should see.
         build: ``build(params, config)`` returns the optimizer over exactly these parameters. It imports its library
             inside, and is the only place that knows the library's argument names.
-        library: the PyPI distribution that implements the optimizer; empty if it is in torch or in the plugin.
+        library: the PyPI distribution that implements the optimizer; empty if it is in the plugin itself.
         paper: address of the publication.
         learning_rate_free: the optimizer estimates its step size; ``lr`` only scales it and is about 1.
         effective_lr: maps a parameter group to the step size that is really used, where that is not ``group["lr"]``.

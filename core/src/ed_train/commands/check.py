@@ -27,8 +27,7 @@ def check(run: RunConfig, *, as_json: bool) -> None:
     """Go through everything that a run does before its first step, and print what it comes to.
 
     Raises:
-        ConfigError: the data, the model or the plugins do not fit the configuration.
-        PluginError: an optimizer or a freeze policy fails.
+        ConfigError: the data, the model or the plugins do not fit the configuration, or a plugin fails.
     """
     from ed_train.train.preview import preview
 

@@ -53,6 +53,8 @@ def expected(annotation: Any) -> str:
     if get_origin(base) in (Union, types.UnionType):
         members = [m for m in get_args(base) if m is not type(None)]
         null = ["null"] if len(members) < len(get_args(base)) else []
+        if {int, float} <= set(members):  # any integer is a number
+            members.remove(int)
         return " or ".join([*map(expected, members), *null]) + limits
     if get_origin(base) is Literal:
         return "one of " + ", ".join(show(v) for v in get_args(base))

@@ -254,8 +254,8 @@ class OptimizerFileResolver:
         options = {k: g for k, g in values.items() if k in option_names(chosen.spec.config_type)}
         schedule = self._schedule(values)
         user = f"; the text encoder's {chosen.spec.name} inherits it: set" if name == TEXT_ENCODER else ""
-        config = self._checked(chosen.spec.config_type, options, user)
-        schedule_config = self._checked(ScheduleConfig, schedule)
+        config = self._checked(chosen.spec.config_type, options, optimizer, user)
+        schedule_config = self._checked(ScheduleConfig, schedule, optimizer)
         if config is None or schedule_config is None:
             return
         sources = dict.fromkeys(option_names(chosen.spec.config_type), f"default of {chosen.origin}")
@@ -278,10 +278,10 @@ class OptimizerFileResolver:
                 self._note_override(own, override)
         return schedule
 
-    def _checked(self, config_type: type[Any], given: dict[str, Given], inherits: str = "") -> Any:
+    def _checked(self, config_type: type[Any], given: dict[str, Given], optimizer: Given, inherits: str = "") -> Any:
         config, problems, notes = validated(config_type, {key: g.value for key, g in given.items()})
         for problem in problems:
-            origin = given.get(problem.key) or next(iter(given.values()))
+            origin = given.get(problem.key) or next(iter(given.values()), optimizer)
             key = origin.key if problem.key in given else origin.key.rpartition(".")[0]
             advice = f"{inherits} text_encoder_overrides.{problem.key}" if inherits and key.startswith("base.") else ""
             self.problems.append(Problem(origin.where, key, problem.message + advice))

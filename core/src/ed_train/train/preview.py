@@ -37,8 +37,8 @@ def preview(run: RunConfig) -> Report:
     """Do everything that happens before the first step, except reading weights and pixels. Writes nothing.
 
     Raises:
-        ConfigError: the data, the model or the plugins do not fit the configuration; lists every problem.
-        PluginError: an optimizer or a freeze policy fails.
+        ConfigError: the data, the model or the plugins do not fit the configuration, or an optimizer or a freeze policy
+            fails; lists every problem.
     """
     accelerator, precision = make_accelerator(run)
     problems: list[Problem] = []
@@ -57,7 +57,12 @@ def preview(run: RunConfig) -> Report:
     pictures = _pictures(data, run, accelerator.num_processes)
     position = _position(run)
     total_steps, epochs = count_steps(run.train, pictures.epochs, position)
-    components = [_built(c, modules[name], total_steps, accelerator.device) for name, c in run.components.items()]
+    components = []
+    for name, config in run.components.items():
+        with _collected(run, problems):
+            components.append(_built(config, modules[name], total_steps, accelerator.device))
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))  # one, where the text encoder has the UNet's optimizer
     notes += freezing_notes
     for component in components:
         notes += schedule_notes(component.config, total_steps)
@@ -95,6 +100,8 @@ def _collected(run: RunConfig, problems: list[Problem]) -> Iterator[None]:
         yield
     except ConfigError as error:
         problems += run.located(error).problems
+    except PluginError as error:
+        problems.append(Problem("", "", str(error)))
 
 
 def _predicts_velocity(run: RunConfig, model: SdModel) -> bool:
@@ -141,4 +148,9 @@ def _built(config: ComponentConfig, module: nn.Module, total_steps: int, device:
     try:
         return build_component(config, module, total_steps)
     except PluginError:
+        pass
+    try:
         return build_component(config, module.to_empty(device=device), total_steps)
+    except PluginError as error:
+        where, _, key = config.sources["optimizer"].partition(" ")
+        raise ConfigError([Problem(where, key, str(error))]) from error

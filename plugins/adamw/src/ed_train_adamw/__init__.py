@@ -83,6 +83,7 @@ def ed_register_optimizers() -> list[OptimizerSpec]:
             summary="AdamW: Adam with decoupled weight decay, fused where the device supports it",
             config_type=AdamWConfig,
             build=build,
+            library="torch",
             paper="https://arxiv.org/abs/1711.05101",
             per_parameter=True,
             usual_lr=(1e-8, 1e-3),  # from cautious fine-tuning to training from scratch
