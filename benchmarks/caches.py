@@ -120,7 +120,7 @@ def timed(session: Any, batch: Any, *, backward: bool, repeats: int = 20) -> flo
     seconds = 0.0
     for number in range(repeats + 2):
         started = time.perf_counter()
-        embeddings = session.encode_text(batch.token_ids, batch.text)
+        embeddings = session.text.embeddings(batch.token_ids, batch.text)
         if backward and embeddings.requires_grad:
             embeddings.sum().backward()
         seconds += time.perf_counter() - started if number >= 2 else 0.0

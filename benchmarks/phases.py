@@ -111,7 +111,7 @@ def _clocks(session: Any, clock: Clock) -> Iterator[None]:
     import torch
     from ed_train.train import step
 
-    session.encode_text = clock.timed("text encoder", session.encode_text)
+    session.text.embeddings = clock.timed("text encoder", session.text.embeddings)
     session.unet = clock.timed("UNet forward", session.unet)
     session.diffusion.add_noise = clock.timed("noise", session.diffusion.add_noise)
     session.diffusion.loss = clock.timed("loss", session.diffusion.loss)

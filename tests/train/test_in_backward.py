@@ -123,15 +123,22 @@ def test_other_backward_passes_step_nothing(make_session, write_optimizer) -> No
     assert all(p.grad is not None for p in after)
 
 
-def test_a_step_that_fails_is_the_plugins_error(make_session, write_optimizer, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"optimizer_in_backward": True}, {"weights_dtype": "bf16", "disable_amp": False, "mixed_precision": "bf16"}],
+    ids=str,
+)
+def test_a_step_that_fails_is_the_plugins_error(make_session, write_optimizer, monkeypatch, settings) -> None:
     write_optimizer(BOTH)
 
     def fail(self, *args, **kwargs):
         raise RuntimeError("out of order")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", fail)
-    session = make_session(optimizer_in_backward=True)
-    with pytest.raises(PluginError, match=r"ed-train-adamw .*: a step of adamw failed: RuntimeError: out of order"):
+    session = make_session(**settings)
+    with pytest.raises(
+        PluginError, match=r"^ed-train-adamw [^:]*: a step of adamw failed: RuntimeError: out of order$"
+    ):
         train_step(session, first_batches(session, 1))
     held = [p for group in session.components[0].optimizer.param_groups for p in group["params"]]
     assert len(held) == len(session.components[0].parameters), "it holds all of its parameters again"

@@ -107,3 +107,5 @@ def test_the_free_space_check_counts_it(tmp_path, micro_model) -> None:
     plain = Snapshot(tmp_path / "c", parts, {}, {"run_id": "x"})
     sizes = [replace(plain, manifest={**plain.manifest, "single_file": p}).bytes for p in ("half", "full")]
     assert sizes == [int(1.5 * plain.bytes), 2 * plain.bytes]
+    narrow = replace(parts["unet"], state={n: t.bfloat16() for n, t in parts["unet"].state.items()})
+    assert Snapshot(tmp_path / "c", {**parts, "unet": narrow}, {}, {"run_id": "x"}).bytes == plain.bytes, "in float32"

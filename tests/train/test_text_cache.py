@@ -46,7 +46,7 @@ def test_training_is_bit_equal_with_and_without_the_cache(case, make_session, wr
             batch = window[0]
             with session.accelerator.autocast():
                 plain = text_embeddings(session.text_encoder, batch.token_ids, session.run.train.clip_skip)
-            assert torch.equal(session.encode_text(batch.token_ids, batch.text), plain.float())
+            assert torch.equal(session.text.embeddings(batch.token_ids, batch.text), plain.float())
         seen.append([*losses, *(p.detach().clone() for c in session.components for p in c.parameters)])
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
@@ -60,7 +60,7 @@ def test_embeddings_are_those_of_the_whole_text_encoder_in_a_batch(make_session,
     assert any("" in batch.captions for batch in batches)
     for batch in batches:
         with torch.no_grad():
-            assert torch.equal(session.encode_text(batch.token_ids, batch.text), text_encoder(batch.token_ids)[0])
+            assert torch.equal(session.text.embeddings(batch.token_ids, batch.text), text_encoder(batch.token_ids)[0])
 
 
 def run_layers(session, batch) -> list[int]:
@@ -68,7 +68,7 @@ def run_layers(session, batch) -> list[int]:
     run: list[int] = []
     layers = session.text_encoder.encoder.layers
     hooks = [layer.register_forward_hook(lambda *_, n=n: run.append(n)) for n, layer in enumerate(layers)]
-    session.encode_text(batch.token_ids, batch.text)
+    session.text.embeddings(batch.token_ids, batch.text)
     for hook in hooks:
         hook.remove()
     return run
@@ -101,10 +101,10 @@ def test_captions_that_are_not_known_before_training(make_session, write_optimiz
     other = next(session.loader.iterate(0)).token_ids.flip(1)
     assert session.text.cache.get(list(other)) is None
     plain = text_embeddings(session.text_encoder, other)
-    assert torch.equal(session.encode_text(other), plain)
+    assert torch.equal(session.text.embeddings(other), plain)
     session.text.prepare(list(other))
     assert len(session.text.cache.get(list(other))) == 2
-    assert torch.equal(session.encode_text(other), plain)
+    assert torch.equal(session.text.embeddings(other), plain)
 
 
 def of_class(*names: str) -> int:

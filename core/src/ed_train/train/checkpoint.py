@@ -66,7 +66,7 @@ class Snapshot:
         weights = [w for w in self.pipeline.values() if isinstance(w, ModelWeights)]
         folders = [w for w in self.pipeline.values() if isinstance(w, Path)]
         files = sum(f.stat().st_size for folder in folders for f in folder.iterdir() if f.is_file())
-        pipeline = sum(size_of(w.state) for w in weights) + files
+        pipeline = sum(4 * tensor.numel() for w in weights for tensor in w.state.values()) + files  # in float32
         single = {"half": 0.5, "full": 1.0}.get(self.manifest.get(SINGLE_FILE, ""), 0.0)
         return int((2 if self.averaged else 1) * (1 + single) * pipeline) + size_of(self.states)
 
@@ -98,23 +98,19 @@ class CheckpointWriter:
     _pending: Future[Path] | None = None
 
     def submit(self, snapshot: Snapshot) -> None:
-        """Begin to write; `finished` or `wait` tells how it went."""
+        """Begin to write; `wait` tells how it went."""
         self._pending = self._pool.submit(self.write, snapshot)
 
     @property
     def busy(self) -> bool:
         return self._pending is not None and not self._pending.done()
 
-    def finished(self) -> Path | None:
-        """The checkpoint that has been written since this was last asked, if there is one.
+    def wait(self) -> Path | None:
+        """The checkpoint that was begun since this was last asked, if there is one, after it has been written.
 
         Raises:
             CheckpointError: it could not be written.
         """
-        return None if self._pending is None or self.busy else self.wait()
-
-    def wait(self) -> Path | None:
-        """As `finished`, after the one that is being written is."""
         pending, self._pending = self._pending, None
         return pending.result() if pending else None
 

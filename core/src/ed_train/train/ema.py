@@ -182,9 +182,7 @@ def begin_ema(
     plan, notes = plan_ema(run, total_steps, step)
     if plan is None:
         return None, notes
-    named: dict[str, Tensor] = {
-        f"{c.name}.{name}": p for c in components for name, p in zip(c.parameter_names, c.parameters, strict=True)
-    }
+    named: dict[str, Tensor] = {f"{c.name}.{name}": p for c in components for name, p in c.named_parameters()}
     device = run.train.ema_device
     averages = [p.detach().to(device, torch.float32, copy=True) for p in named.values()]
     ema = Ema(plan, list(named), list(named.values()), averages)

@@ -126,7 +126,7 @@ def _check_optimizer(component: TrainedComponent, record: Mapping[str, Any] | No
 def _check_parameters(component: TrainedComponent, record: Mapping[str, Any], *, changed: bool) -> list[str]:
     """Compare the trained parameters by name and shape; returns lines about those that differ, if they may."""
     shapes = dict(zip(record["parameters"], map(tuple, record["shapes"]), strict=True))
-    now = dict(zip(component.parameter_names, (tuple(p.shape) for p in component.parameters), strict=True))
+    now = {name: tuple(p.shape) for name, p in component.named_parameters()}
     if wrong := [name for name in now if name in shapes and shapes[name] != now[name]]:
         raise MisfitError(f"parameters have another shape than the state's: {listed(wrong)}")
     new, gone = [n for n in now if n not in shapes], [n for n in shapes if n not in now]

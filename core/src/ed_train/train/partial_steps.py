@@ -95,7 +95,10 @@ class PartialSteps:
             return
         self._measure(waiting)
         finite = torch.stack([self._norms[index] for index in waiting]).isfinite().tolist()
-        self._step([index for index, good in zip(waiting, finite, strict=True) if good])
+        try:
+            self._step([index for index, good in zip(waiting, finite, strict=True) if good])
+        except Exception as error:
+            raise step_failed(self.component, error) from error
         for index in waiting:
             parameters[index].grad = None
 
@@ -110,16 +113,12 @@ class PartialSteps:
         component, noise = self.component, self._noise
         if not indices or noise is None:
             return
-        parameters = [component.parameters[index] for index in indices]
-        wide = [(p, widened(p)) for p in parameters if p.dtype == torch.bfloat16]
-        with narrowed(component.optimizer, parameters, wide):
-            try:
-                component.optimizer.step()
-            except Exception as error:
-                raise step_failed(component, error) from error
-        names = {id(p): component.parameter_names[index] for index, p in zip(indices, parameters, strict=True)}
-        for parameter, stepped in wide:
-            round_stochastically(stepped.detach(), parameter.detach(), names[id(parameter)], noise)
+        members = [(component.parameter_names[index], component.parameters[index]) for index in indices]
+        wide = [(name, p, widened(p)) for name, p in members if p.dtype == torch.bfloat16]
+        with narrowed(component.optimizer, [p for _, p in members], [(p, copy) for _, p, copy in wide]):
+            component.optimizer.step()
+        for name, parameter, stepped in wide:
+            round_stochastically(stepped.detach(), parameter.detach(), name, noise)
 
 
 def step_in_parts(run: RunConfig, components: Sequence[TrainedComponent]) -> None:

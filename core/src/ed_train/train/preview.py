@@ -24,10 +24,10 @@ from ed_train.train.length import count_steps, fading_of
 from ed_train.train.noise import Diffusion
 from ed_train.train.optimizer_state import restore_optimizer
 from ed_train.train.partial_steps import check_partial_steps
+from ed_train.train.processes import make_accelerator
 from ed_train.train.report import Pictures, Report
 from ed_train.train.resume import BEGINNING, Position
 from ed_train.train.rounding import narrow_weights
-from ed_train.train.session import make_accelerator
 from ed_train.train.setup import ScannedData, check_devices, freeze_modules, scan_data
 from ed_train.train.state import OPTIMIZER_FILES
 from ed_train.train.text import cache_lines, front_layers

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -14,10 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
-from ed_train.errors import EdTrainError
-from ed_train.train.attention import attend_in_float32, attends_in_float32
 from ed_train.train.noise import Diffusion
-from ed_train.train.precision import SCALER_SETTINGS, resolve_precision
+from ed_train.train.processes import WAIT
 from ed_train.train.signals import Interrupted, StopSignals
 from ed_train.train.skipped import settle
 from ed_train.train.state import training_state
@@ -53,7 +50,6 @@ class Session:
         metrics: progress bars and logged values.
         signals: tells whether somebody wants the run to stop.
         total_steps: optimizer steps of the whole run.
-        epochs: epochs of the whole run, the last one perhaps cut short by max_steps.
         batch_number: global batches so far; seeds each batch's noise.
         epoch: the current one, from 0.
         batches_done: global batches of it that have been trained.
@@ -78,7 +74,6 @@ class Session:
     output: Output | None
     metrics: Metrics
     total_steps: int
-    epochs: int
     signals: StopSignals
     batch_number: int = 0
     epoch: int = 0
@@ -125,12 +120,17 @@ class Session:
         return True
 
     def agree(self, *wishes: bool) -> list[bool]:
-        """What any process wishes, so that all do the same."""
+        """What any process wishes, so that all do the same; nobody waits for a device."""
         if self.accelerator.num_processes == 1:
             return list(wishes)
-        flags = torch.tensor([float(wish) for wish in wishes], device=self.accelerator.device)
-        total: Tensor = self.accelerator.reduce(flags, "sum")
-        return [count > 0 for count in total.tolist()]
+        flags = torch.tensor(wishes, dtype=torch.uint8)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group=self._group_of_cpus)
+        return flags.bool().tolist()
+
+    @cached_property
+    def _group_of_cpus(self) -> torch.distributed.ProcessGroup:
+        group: torch.distributed.ProcessGroup = torch.distributed.new_group(backend="gloo", timeout=WAIT)
+        return group
 
     @property
     def trained_modules(self) -> list[nn.Module]:
@@ -142,10 +142,6 @@ class Session:
     def text_encoder(self) -> nn.Module | None:
         """The whole text encoder, never a wrapper around it; None where embeddings from a cache take its place."""
         return self.text.module
-
-    def encode_text(self, token_ids: Tensor, cached: Tensor | None = None) -> Tensor:
-        """Text embeddings, [batch, tokens, width], on the device; see `TextConditioning.embeddings`."""
-        return self.text.embeddings(token_ids, cached)
 
     def mean_over_processes(self, value: Tensor) -> Tensor:
         """The mean of a scalar that every process has one of."""
@@ -219,42 +215,3 @@ class Session:
             self.output.close()
         self.metrics.close()
         self.accelerator.end_training()
-
-
-@contextmanager
-def lost_process_named() -> Generator[None]:
-    """A block in which the network's errors, which follow when another process of the run ends, become one line.
-
-    Raises:
-        EdTrainError: another process has ended.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, getattr(torch.distributed, "DistError", ())) and "gloo" not in str(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise EdTrainError(f"another process of this run has ended, so this one ends, too ({reason})") from error
-
-
-def make_accelerator(run: RunConfig) -> tuple[Accelerator, str]:
-    """The accelerator, and the autocast precision that was chosen: ``bf16``, ``fp16`` or ``no``."""
-    if run.sources["gpuid"] != "default" and "LOCAL_RANK" not in os.environ:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        devices = visible.split(",") if visible else []
-        index = run.train.gpuid
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[index] if index < len(devices) else str(index)
-    from accelerate import Accelerator, GradScalerKwargs, InitProcessGroupKwargs, PartialState
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import parse_flag_from_env
-
-    AcceleratorState._reset_state()  # a second run in one process may have another precision
-    wait = timedelta(hours=2)  # the other processes wait while the main one fills the caches
-    # torch's launcher on a machine without a GPU: without this, Accelerate would run the processes side by side
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    device = PartialState(cpu=cpu, timeout=wait).device
-    precision = resolve_precision(run.train, device)
-    if attends_in_float32(device, precision):
-        attend_in_float32()
-    handlers = [InitProcessGroupKwargs(timeout=wait), GradScalerKwargs(**SCALER_SETTINGS)]
-    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers), precision

@@ -34,12 +34,13 @@ from ed_train.train.metrics import Metrics
 from ed_train.train.noise import Diffusion
 from ed_train.train.output import Output
 from ed_train.train.partial_steps import check_partial_steps, step_in_parts
+from ed_train.train.processes import make_accelerator
 from ed_train.train.record import write_record
 from ed_train.train.report import Pictures, Report
 from ed_train.train.resume import find_position, restore_optimizers
 from ed_train.train.rounding import narrow_weights
 from ed_train.train.run_folder import home_of, new_home
-from ed_train.train.session import Session, make_accelerator
+from ed_train.train.session import Session
 from ed_train.train.signals import StopSignals
 from ed_train.train.state import restore_training_state
 from ed_train.train.text import TextConditioning, cache_lines, needs_text_encoder, prepare_text
@@ -134,7 +135,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     metrics = Metrics(output.folder if output else None, epochs, total_steps, run.train, position.step, position.epoch)
     session = Session(
         run, accelerator, model, unet, text, components, diffusion, data.loader, output,
-        metrics, total_steps, epochs, signals or StopSignals(), batch_number=position.batch_number,
+        metrics, total_steps, signals or StopSignals(), batch_number=position.batch_number,
         epoch=position.epoch, batches_done=position.batches_done, step=position.step, first_step=position.step,
         ema=ema, validator=data.validator, unread=steps_unread(components, accelerator.device),
     )  # fmt: skip

@@ -31,8 +31,8 @@ def note_result(session: Session, result: StepResult) -> None:
         EdTrainError: too many steps in a row were skipped.
     """
     session.results.append((session.step, result))
-    soon = result.unread and not session.metrics.due(session.step) and len(session.results) < MAX_UNREAD
-    if not soon:
+    may_wait = result.unread and not session.metrics.due(session.step) and len(session.results) < MAX_UNREAD
+    if not may_wait:
         settle(session)
 
 

@@ -95,7 +95,7 @@ def forward_loss(session: Session, batch: Batch, number: int) -> Tensor:
     generator = batch_generator(train.seed, number)
     mean, std = (t.to(accelerator.device, non_blocking=True) for t in (batch.latents_mean, batch.latents_std))
     noisy = session.diffusion.add_noise(mean, std, generator, rank, world)
-    embeddings = session.encode_text(batch.token_ids, batch.text)
+    embeddings = session.text.embeddings(batch.token_ids, batch.text)
     if train.embedding_perturbation:
         embeddings = perturb(embeddings, train.embedding_perturbation, generator, rank, world)
     prediction = session.unet(noisy.latents, noisy.timesteps, embeddings, return_dict=False)[0]

@@ -8,8 +8,9 @@ from signal import SIGTERM
 
 from ed_train.config.run import RunConfig
 from ed_train.train.precision import tweak_scaler
+from ed_train.train.processes import lost_process_named
 from ed_train.train.reload import reload_settings
-from ed_train.train.session import Session, lost_process_named
+from ed_train.train.session import Session
 from ed_train.train.setup import start
 from ed_train.train.signals import Interrupted, StopSignals
 from ed_train.train.skipped import note_result

@@ -173,7 +173,7 @@ class Validator:
         stacked = np.stack([self._latents.get(items[e.index].path, 0, False).numpy() for e in batch])
         mean, std = torch.from_numpy(stacked).to(device).chunk(2, dim=1)
         noisy = session.diffusion.add_fixed_noise(mean, std, [e.place for e in batch], [e.seed for e in batch])
-        embeddings = session.encode_text(one.token_ids[[e.index for e in batch]])
+        embeddings = session.text.embeddings(one.token_ids[[e.index for e in batch]])
         unet = session.accelerator.unwrap_model(session.unet)  # processes have different numbers of batches
         prediction = unet(noisy.latents, noisy.timesteps, embeddings, return_dict=False)[0]
         return session.diffusion.loss(prediction, noisy)

@@ -1,0 +1,60 @@
+"""The device, the precision and the processes of a run, by Accelerate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+
+from ed_train.config.run import RunConfig
+from ed_train.errors import EdTrainError
+from ed_train.train.attention import attend_in_float32, attends_in_float32
+from ed_train.train.precision import SCALER_SETTINGS, resolve_precision
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+WAIT = timedelta(hours=2)
+"""How long processes wait for one another; the main one alone draws samples, for example."""
+
+
+def make_accelerator(run: RunConfig) -> tuple[Accelerator, str]:
+    """The accelerator, and the autocast precision that was chosen: ``bf16``, ``fp16`` or ``no``."""
+    if run.sources["gpuid"] != "default" and "LOCAL_RANK" not in os.environ:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        devices = visible.split(",") if visible else []
+        index = run.train.gpuid
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[index] if index < len(devices) else str(index)
+    from accelerate import Accelerator, GradScalerKwargs, InitProcessGroupKwargs, PartialState
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import parse_flag_from_env
+
+    AcceleratorState._reset_state()  # a second run in one process may have another precision
+    # torch's launcher on a machine without a GPU: without this, Accelerate would run the processes side by side
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    device = PartialState(cpu=cpu, timeout=WAIT).device
+    precision = resolve_precision(run.train, device)
+    if attends_in_float32(device, precision):
+        attend_in_float32()
+    handlers = [InitProcessGroupKwargs(timeout=WAIT), GradScalerKwargs(**SCALER_SETTINGS)]
+    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers), precision
+
+
+@contextmanager
+def lost_process_named() -> Generator[None]:
+    """A block in which the network's errors, which follow when another process of the run ends, become one line.
+
+    Raises:
+        EdTrainError: another process has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, getattr(torch.distributed, "DistError", ())) and "gloo" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise EdTrainError(f"another process of this run has ended, so this one ends, too ({reason})") from error
