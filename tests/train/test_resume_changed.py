@@ -154,7 +154,7 @@ def test_more_pictures_begin_the_epoch_anew(interrupted, go_on, photos, tmp_path
     assert status == 0
     assert "the batches are not those of the checkpoint" in out
     assert "epoch 1 begins anew" in out
-    assert "trained 7 steps" in out, "2 of before, and the 5 of 9 pictures"
+    assert ", 7 in all; run folder: " in out, "2 of before, and the 5 of 9 pictures"
 
 
 def test_another_batch_size_and_seed_begin_the_epoch_anew(interrupted, go_on) -> None:
@@ -164,7 +164,7 @@ def test_another_batch_size_and_seed_begin_the_epoch_anew(interrupted, go_on) ->
     assert "changed since the checkpoint: batch_size 2 -> 4" in out
     assert "changed since the checkpoint: seed 555 -> 1" in out
     assert "epoch 1 begins anew" in out
-    assert "trained 4 steps" in out
+    assert ", 4 in all; run folder: " in out
 
 
 def test_without_a_configuration_the_checkpoints_own_counts(interrupted, flags, capsys) -> None:
@@ -173,7 +173,7 @@ def test_without_a_configuration_the_checkpoints_own_counts(interrupted, flags, 
     assert main(["--resume", str(checkpoint), "--max_steps=3"]) == 0
     out = capsys.readouterr().out
     assert "weight_decay 0.3" in out
-    assert "trained 3 steps" in out
+    assert ", 3 in all; run folder: " in out
     assert main(["--resume=latest", f"--logdir={flags['logdir']}"]) == 0
     assert "nothing is left to train" in capsys.readouterr().out
 
@@ -185,7 +185,7 @@ def test_a_finished_run_goes_on_with_more_epochs(interrupted, go_on) -> None:
     status, out, _ = go_on(ADAMW, max_epochs=2)
     assert status == 0
     assert "changed since the checkpoint: max_epochs 1 -> 2" in out
-    assert "trained 8 steps" in out
+    assert ", 8 in all; run folder: " in out
 
 
 def test_latest_without_any_checkpoint_begins_a_run(go_on) -> None:

@@ -88,7 +88,9 @@ class Report:
         if session.output is None:
             return
         seconds = time.monotonic() - self.started
-        print_line(f"trained {session.step} steps in {seconds:.0f} s; run folder: {session.output.folder}")
+        in_all = f", {session.step} in all" if session.first_step else ""
+        steps = f"{session.step - session.first_step} steps in {seconds:.0f} s{in_all}"
+        print_line(f"trained {steps}; run folder: {session.output.folder}")
         if session.skipped:
             print_line(f"warning: {session.skipped} steps were skipped because their gradients were not finite")
         if skipped:
