@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     import torch
 
-SLOW_ON_CPU = "bitsandbytes' 8-bit optimizers are made for GPUs: on a CPU their own step takes 10 to 16 times as long as adamw's"
+SLOW_ON_CPU = (
+    "bitsandbytes' 8-bit optimizers are made for GPUs: on a CPU their own step takes 10 to 16 times as long as adamw's"
+)
 PAPER_8BIT = "https://arxiv.org/abs/2110.02861"
 BLOCK = 256
 """Elements of 8-bit state that share a scale in 32 bits."""
