@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ed_train.data.store import TensorStore
+from ed_train.data.store import PackWriter, TensorStore
 
 _IN_MEMORY = 50_000
 _PER_CALL = 1024
@@ -49,12 +49,12 @@ class TokenCache:
         """
         texts = {key: text for text in captions if (key := self._key(text)) not in self.store}
         keys = list(texts)
-        tensors: dict[str, Tensor] = {}
+        writer = PackWriter(self.store)  # in several packs: the header of one has room for half a million captions
         for start in range(0, len(keys), _PER_CALL):
             part = keys[start : start + _PER_CALL]
-            rows = self._tokenize([texts[key] for key in part])
-            tensors.update(zip(part, (row.clone() for row in rows), strict=True))
-        self.store.add(tensors)
+            for key, row in zip(part, self._tokenize([texts[key] for key in part]), strict=True):
+                writer.add(key, row)
+        writer.write()
 
     def get(self, captions: Sequence[str]) -> list[Tensor]:
         """Return the token ids of each caption, int64 [model_max_length], padded or cut to that length; read only."""
