@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ed_train.data.files import write_atomic
 from ed_train.errors import CheckpointError
 from ed_train.models import atomic
 from ed_train.models.atomic import atomic_file, atomic_folder, clean_partials
@@ -152,7 +154,7 @@ def test_other_errors_stay_what_they_are_and_leave_nothing(error: type[BaseExcep
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("call", ["fsync", "rename", "mkdir", "chmod"])
+@pytest.mark.parametrize("call", ["fsync", "rename", "mkdir"])
 @pytest.mark.parametrize("code", [5, 13, 30], ids=["EIO", "EACCES", "EROFS"])
 def test_eio_eacces_erofs_at_any_call(call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object, **__: object) -> None:
@@ -162,6 +164,28 @@ def test_eio_eacces_erofs_at_any_call(call: str, code: int, tmp_path: Path, monk
     with pytest.raises(CheckpointError, match=os.strerror(code)), atomic_folder(tmp_path / "step-9") as temp:
         (temp / "state").write_text("s")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_mount_without_modes_that_cannot_sync_folders(code, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared folders of virtual machines and Windows' drives under Linux are such; all else is as on any other."""
+    real = os.fsync
+
+    def files_alone(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    def refusing(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    monkeypatch.setattr(Path, "chmod", refusing)
+    with atomic_folder(tmp_path / "step-9") as temp:
+        (temp / "state").write_text("s")
+    check_manifest(tmp_path / "step-9")
+    write_atomic(tmp_path / "used.json", b"{}")
+    assert sorted(os.listdir(tmp_path)) == ["step-9", "used.json"]
 
 
 def test_a_parent_that_is_a_file(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from ed_train.data.files import sync_folder
 from ed_train.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -51,7 +52,7 @@ def atomic_folder(target: Path, extra: Mapping[str, Any] | None = None) -> Itera
         for path in (*files, temp / MANIFEST):
             _finish_file(path)
         for folder in (*(path for path in temp.rglob("*") if path.is_dir()), temp):
-            _sync_folder(folder)
+            sync_folder(folder)
 
 
 @contextmanager
@@ -176,7 +177,7 @@ def _partial(target: Path, *, replace: bool = False) -> Iterator[Path]:
             _refuse_existing(target)
         (temp.replace if replace else temp.rename)(target)
         renamed = not replace
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         if renamed:  # the disk did not take the name: what is said not to be saved must not be found later
             with suppress(OSError):
@@ -222,7 +223,8 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _finish_file(path: Path) -> None:
-    path.chmod(0o644)  # safetensors writes files that only their owner can read
+    with suppress(PermissionError):  # mounts without owners and modes refuse it, such as Windows' drives under Linux
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
     with path.open("r+b") as file:
         os.fsync(file.fileno())
 
@@ -234,13 +236,3 @@ def _is_entry(name: str, entry: object) -> bool:
     return (
         inside and isinstance(entry, dict) and type(entry.get("size")) is int and isinstance(entry.get("sha256"), str)
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows has no way to sync a folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
