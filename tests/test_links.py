@@ -78,3 +78,9 @@ def test_commands_have_flags_and_targets_that_exist(page: Path) -> None:
             named = [word for word in words[1:] if "=" not in word][:1]  # what follows may be prose
             wrong += [word for word in named if word not in targets]
     assert wrong == []
+
+
+def test_every_example_is_explained() -> None:
+    text = (ROOT / "examples" / "README.md").read_text("utf-8")
+    entries = {path.name for path in (ROOT / "examples").iterdir() if path.name not in ("README.md", "__pycache__")}
+    assert entries == set(re.findall(r"^\| \[([\w.-]+)\]", text, re.MULTILINE))
