@@ -103,6 +103,26 @@ def test_weights_that_are_only_there_as_bin(own_sd1: Path, sd1: Path) -> None:
     assert_same(model.load_text_encoder(), original.load_text_encoder())
 
 
+def test_weights_in_shards(own_sd1: Path, sd1: Path) -> None:
+    for part, cls in (("unet", UNet2DConditionModel), ("text_encoder", CLIPTextModel)):
+        loaded = cls.from_pretrained(own_sd1 / part)
+        next((own_sd1 / part).glob("*.safetensors")).unlink()
+        loaded.save_pretrained(own_sd1 / part, max_shard_size="20KB")
+        assert len(list((own_sd1 / part).glob("*.safetensors"))) > 1
+    assert check_model(str(own_sd1), base=own_sd1, model_config=None)[1] == []
+    model, original = folder_model(own_sd1), folder_model(sd1)
+    assert_same(model.load_unet(), original.load_unet())
+    assert_same(model.load_text_encoder(), original.load_text_encoder())
+    assert model.text_digests()[0] == original.text_digests()[0]
+    before = model.fingerprint("unet")
+    last = sorted((own_sd1 / "unet").glob("*.safetensors"))[-1]
+    edit_weights(last, lambda state: next(iter(state.values())).add_(1))
+    assert folder_model(own_sd1).fingerprint("unet") != before
+    last.write_bytes(last.read_bytes()[:-1])
+    (problem,) = check_model(str(own_sd1), base=own_sd1, model_config=None)[1]
+    assert f'"{last}": the file is truncated' in problem
+
+
 @pytest.mark.parametrize(("folder", "prediction"), [("sd1", "epsilon"), ("sd2", "v_prediction")])
 def test_noise_schedule_of_the_model(folder: str, prediction: str, request: pytest.FixtureRequest) -> None:
     model = folder_model(request.getfixturevalue(folder))

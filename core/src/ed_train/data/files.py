@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
-from ed_train.errors import Problem
+from ed_train.errors import Problem, printable
 
 MAX_TEXT_BYTES = 1 << 20
 """A caption or settings file above 1 MB is something else that got the wrong name."""
@@ -90,7 +90,7 @@ def _decoded(data: bytes) -> tuple[str, list[str]]:
 
 def shown(name: Path | str) -> str:
     """Return a file name for a one-line message: line breaks and bytes that are not text appear as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+    return printable(str(name))
 
 
 def reason(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ed_train.models.atomic import file_sha256
 from ed_train.models.memo import FileMemo
-from ed_train.models.reference import weight_file
+from ed_train.models.reference import weight_files
 from ed_train.models.save import component_config
 
 CONFIG_DEFAULTS = {"hidden_act": "quick_gelu", "num_attention_heads": 8, "layer_norm_eps": 1e-5}
@@ -24,9 +25,8 @@ CONFIG_DEFAULTS = {"hidden_act": "quick_gelu", "num_attention_heads": 8, "layer_
 def folder_fingerprint(path: Path, memo: FileMemo) -> str:
     """A sha256 over the files of a part's folder: configuration, vocabulary, weights."""
     files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in (".json", ".txt"))
-    weights = weight_file(path)
-    every = [*files, *([weights] if weights else [])]
-    hashes = [f"{p.name} {memo.value(p, 'sha256', lambda p=p: file_sha256(p))}" for p in every]  # type: ignore[misc]
+    every = [*files, *weight_files(path)]
+    hashes = [f"{p.name} {memo.value(p, 'sha256', partial(file_sha256, p))}" for p in every]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from ed_train.models.header import read_safetensors_header
 from ed_train.models.hub import fetch
 from ed_train.models.memo import FileMemo
 from ed_train.models.quiet import quiet_libraries
-from ed_train.models.reference import ModelReference, weight_file
+from ed_train.models.reference import ModelReference, weight_file, weight_files
 from ed_train.models.save import DIFFUSERS_WEIGHTS, TEXT_ENCODER_WEIGHTS, component_config
 from ed_train.models.tensors import listed, non_finite
 
@@ -149,12 +149,11 @@ class SdModel:
             return found[0], found[1]
         folder = self.folder / "text_encoder"
         try:
-            weights = weight_file(folder)
-            if weights is None:
-                raise load_error(f"{folder} has no weights")
-            if weights.suffix == ".bin":
-                refuse_foreign_globals(weights)
-            digests = self._memo.value(weights, "tensors", lambda: text_digests(weights_in(weights)))
+            digests: dict[str, str] = {}
+            for file in weight_files(folder):
+                if file.suffix == ".bin":
+                    refuse_foreign_globals(file)
+                digests |= self._memo.value(file, "tensors", partial(text_digests, weights_in(file)))
             return digests, json.loads((folder / "config.json").read_text("utf-8"))
         except ConfigError:
             raise

@@ -135,6 +135,21 @@ def weight_file(part: Path) -> Path | None:
     return next((part / name for name in WEIGHTS if (part / name).is_file()), None)
 
 
+def weight_files(part: Path) -> list[Path]:
+    """All files of those weights: that one, or the shards that it is the index of; none where there are no weights.
+
+    Raises:
+        OSError, ValueError: the index cannot be read.
+    """
+    best = weight_file(part)
+    if best is None or best.suffix != ".json":
+        return [best] if best else []
+    try:
+        return sorted({part / name for name in _read_config(best)["weight_map"].values()})
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{_quote(best)} is no index of weights") from None
+
+
 def _find(ref: str, base: Path) -> Path | None:
     for folder in (base, Path.cwd()):
         try:
@@ -237,15 +252,16 @@ def _config_problems(folder: Path, configs: dict[str, dict[str, Any]]) -> list[s
 def _weight_problems(folder: Path) -> list[str]:
     problems = []
     for part in ("unet", "text_encoder", "vae"):
-        path = weight_file(folder / part)
-        if path is None:
-            problems.append(f"{_quote(folder / part)} has no weights; expected {WEIGHTS[part == 'text_encoder']}")
-            continue
+        path = folder / part
         try:
-            if path.suffix == ".safetensors":
-                read_safetensors_header(path)
-            elif path.suffix == ".bin":
-                check_torch_zip(path)
+            files = weight_files(path)
+            if not files:
+                problems.append(f"{_quote(path)} has no weights; expected {WEIGHTS[part == 'text_encoder']}")
+            for path in files:
+                if path.suffix == ".bin":
+                    check_torch_zip(path)
+                else:
+                    read_safetensors_header(path)
         except (OSError, ValueError) as error:
             problems.append(f"{_quote(path)}: {error}")
     return problems

@@ -16,7 +16,7 @@ def text_embeddings(text_encoder: CLIPTextModel, token_ids: torch.Tensor, clip_s
     """Embed token ids, as the UNet's cross attention wants them.
 
     Args:
-        text_encoder: the CLIP text encoder.
+        text_encoder: the CLIP text encoder, unwrapped.
         token_ids: integers of shape [batch, tokens].
         clip_skip: see `reached_layers`; the final layer norm is always applied.
 
@@ -29,8 +29,7 @@ def text_embeddings(text_encoder: CLIPTextModel, token_ids: torch.Tensor, clip_s
     if clip_skip <= 1:
         last: torch.Tensor = text_encoder(token_ids)[0]
         return last
-    inner = getattr(text_encoder, "module", text_encoder)  # behind the wrapper for several processes
-    layers = reached_layers(inner.config.num_hidden_layers, clip_skip)
+    layers = reached_layers(text_encoder.config.num_hidden_layers, clip_skip)
     hidden = text_encoder(token_ids, output_hidden_states=True).hidden_states[layers]  # of 0 layers: the embeddings
-    normed: torch.Tensor = body(inner).final_layer_norm(hidden)
+    normed: torch.Tensor = body(text_encoder).final_layer_norm(hidden)
     return normed
