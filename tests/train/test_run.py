@@ -63,7 +63,7 @@ def test_the_report_says_what_trains_with_what_and_where_it_came_from(run_cli, w
         "with adamw",
         "lr 0.001  (optimizer.json:1)",
         "betas [0.9, 0.999], epsilon 1e-08, weight_decay 0.01, amsgrad false  (default of ed-train-adamw",
-        "steps: 1 in 1 epochs, 4 pictures each (2 a batch x 2 accumulated x 1 process)",
+        "steps: 1 in 1 epoch, 4 pictures each (2 a batch x 2 accumulated x 1 process)",
         "note: optimizer.json:1: base.d0 has no effect on the unet: adamw has no d0",
         "note: --lowvram true is a dead key without effect: use gradient_checkpointing",
         "step 1/1: loss ",

@@ -154,7 +154,8 @@ class Report:
         train, world = self.run.train, self.accelerator.num_processes
         effective = train.batch_size * train.grad_accum * world
         factors = f"{train.batch_size} a batch x {train.grad_accum} accumulated x {self._processes}"
-        return f"steps: {self.total_steps} in {self.epochs} epochs, {effective} pictures each ({factors})"
+        epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+        return f"steps: {self.total_steps} in {epochs}, {effective} pictures each ({factors})"
 
     def samples_line(self) -> str:
         """What is drawn, and when."""
