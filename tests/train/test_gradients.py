@@ -101,6 +101,20 @@ def test_an_unread_step_that_is_not_finite_changes_nothing_and_is_said_at_the_ne
     assert f"warning: step 2: gradients of {name} are not finite; step skipped (" in capsys.readouterr().out
 
 
+def test_the_size_of_the_state_is_logged_when_there_is_one(make_session, write_optimizer, monkeypatch) -> None:
+    """fp16's first steps are skipped, and in them there is none."""
+    write_optimizer(ADAMW)
+    session = make_session()
+    logged: list[Any] = []
+    monkeypatch.setattr(session.metrics.events, "write", lambda scalars, step: logged.append(scalars))
+    handle = spoil(session, 0, 5, math.nan)
+    for window in islice(session.windows(), 3):
+        after_step(session, train_step(session, window), 1)
+        handle.remove()
+    sizes = [scalars.get("optimizer_state_mb/unet") for scalars in logged]
+    assert (sizes[0], sizes[1] > 1, sizes[2]) == (None, True, None)
+
+
 def test_a_checkpoint_knows_of_unread_steps(make_unread, write_optimizer) -> None:
     write_optimizer(ADAMW)
     session = make_unread(log_step=100, max_epochs=100)

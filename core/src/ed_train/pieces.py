@@ -25,7 +25,7 @@ DEVICE_PIECE = 2**25
 """Elements on any other device: 128 MB of float32."""
 FUSED_DEVICES = frozenset({"cpu", "cuda"})
 LATE = 1e30
-"""A number of steps."""
+"""A number of steps after which Adam's averages have no bias left: 1 - beta ** LATE is 1 for every beta."""
 
 Row: TypeAlias = "tuple[Tensor, ...]"
 Columns: TypeAlias = "tuple[list[Tensor], ...]"
@@ -203,7 +203,6 @@ def fused_adam_(columns: Columns, lr: float, betas: tuple[float, float], eps: fl
     import torch
 
     params, grads, averages, squares = columns
-    # The kernel divides by 1 - beta ** step, which is 1 for a step so late, whatever beta is.
     late = torch.full((), LATE, device=params[0].device)
     torch._fused_adamw_(
         params, grads, averages, squares, [], [late] * len(params), lr=lr, beta1=betas[0], beta2=betas[1],

@@ -94,7 +94,7 @@ def freeze(name: str, module: torch.nn.Module, policies: Iterable[FreezeConfig])
     for freezing in applied:
         section = freezing.policy.policy.section
         try:
-            list(freezing.policy.policy.apply(module, freezing.options))
+            list(freezing.policy.policy.apply(module, freezing.options))  # which may be a generator
         except ValueError as error:
             raise ConfigError([Problem(freezing.where, section, str(error))]) from error
         except Exception as error:

@@ -113,7 +113,7 @@ class Metrics:
         for c in components:
             scalars |= {f"lr/{c.name}": c.lr, f"effective_lr/{c.name}": c.effective_lr}
             scalars[f"grad_norm/{c.name}"] = float(result.grad_norms[c.name])
-        if not self._state_counted:  # it is there from the first step on, and does not change
+        if not self._state_counted and any(c.optimizer.state for c in components):  # it does not change
             scalars |= {f"optimizer_state_mb/{c.name}": size_of(c.optimizer.state_dict()) / 1e6 for c in components}
             self._state_counted = True
         self.events.write(scalars, step)
