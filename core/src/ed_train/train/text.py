@@ -7,6 +7,7 @@ import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,10 +83,14 @@ class TextConditioning:
 
     def front(self, token_ids: Tensor) -> Tensor:
         """What the front makes of token ids [batch, tokens], computed."""
-        with self.whole() as text_encoder, torch.no_grad(), self.accelerator.autocast():
-            part = front_part(text_encoder, self.layers, normed=self.last is None)
+        with self.whole() as text_encoder:
+            return self._front_of(text_encoder, token_ids)
+
+    def _front_of(self, text_encoder: nn.Module, token_ids: Tensor) -> Tensor:
+        part = front_part(text_encoder, self.layers, normed=self.last is None)
+        with torch.no_grad(), self.accelerator.autocast():
             hidden: Tensor = part(token_ids.to(self.accelerator.device))[0]
-            return hidden
+        return hidden
 
     @contextmanager
     def whole(self) -> Generator[nn.Module]:
@@ -112,10 +117,8 @@ class TextConditioning:
             return
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         if self.cache.missing(token_ids):
-            held = self.module
-            with self.whole() as self.module:
-                self.cache.build(token_ids, self.front, rank=rank, world=world)
-            self.module = held
+            with self.whole() as text_encoder:
+                self.cache.build(token_ids, partial(self._front_of, text_encoder), rank=rank, world=world)
         self.accelerator.wait_for_everyone()
         self.cache.missing(token_ids)  # nothing: it takes in what the other processes have added
 
