@@ -13,6 +13,7 @@ from ed_train.data.encode import LatentCache
 from ed_train.data.loader import BatchLoader
 from ed_train.data.scan import scan_dataset
 from ed_train.data.tokens import TokenCache
+from ed_train.errors import EdTrainError
 
 PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "retina.jpg", "astronaut.png", "camera.png", "brick.png")
 
@@ -79,11 +80,22 @@ def test_loss_scale_of_runt_batches(data):
 
 def test_an_epoch_is_the_same_again_and_from_any_start(loader):
     whole = list(loader.iterate(5))
-    for start in range(len(whole) + 1):
+    for start in range(len(whole)):
         rest = list(loader.iterate(5, start=start))
         assert len(rest) == len(whole) - start
         assert all(same(one, other) for one, other in zip(rest, whole[start:], strict=True))
     assert not all(same(one, other) for one, other in zip(whole, loader.iterate(6), strict=True))
+
+
+def test_an_epoch_that_does_not_have_what_was_counted_is_an_error(loader):
+    count = loader.epochs.batches(0)
+    with pytest.raises(
+        EdTrainError, match=rf"epoch 1 does not add up: {count} batches are planned, .* {count} are done"
+    ):
+        next(loader.iterate(0, start=count))
+    loader.epochs._batches[0] = count + 1
+    with pytest.raises(EdTrainError, match=f"{count} batches are planned, {count + 1} were counted and 0 are done"):
+        next(loader.iterate(0))
 
 
 def test_an_epoch_is_described_in_json_as_it_will_be_served(data, loader):

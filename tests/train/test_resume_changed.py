@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_changed_options_count_and_are_said(interrupted, go_on) -> None:
     status, out, _ = go_on({**ADAMW, "lr": 5e-4, "betas": [0.5, 0.9], "weight_decay": 0}, save_optimizer=True)
     assert status == 0
     assert f"note: goes on at step 2, epoch 1, from {checkpoint}\n" in out
-    for line in ("base.lr 0.001 -> 0.0005", "base.betas [0.9, 0.999] -> [0.5, 0.9]", "base.weight_decay 0.01 -> 0"):
+    for line in ("unet lr 0.001 -> 0.0005", "unet betas [0.9, 0.999] -> [0.5, 0.9]", "unet weight_decay 0.01 -> 0"):
         assert f"note: changed since the checkpoint: {line}" in out
     (group,) = last_state(checkpoint)["param_groups"]
     assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (5e-4, (0.5, 0.9), 0)
@@ -84,7 +85,7 @@ def test_what_training_has_found_out_survives_a_changed_option(make_session, wri
     (group,) = last_state(session.output.saved[0])["param_groups"]
     assert group["d"] >= 0.005
     assert (group["d0"], group["d_coef"], group["growth_rate"], group["k"]) == (1e-5, 0.5, 1.5, 4)
-    assert "changed since the checkpoint: base.d_coef 1.0 -> 0.5" in out
+    assert "changed since the checkpoint: unet d_coef 1.0 -> 0.5" in out
 
 
 def test_an_option_that_lives_on_the_optimizer_itself_counts(interrupted, go_on, monkeypatch) -> None:
@@ -108,7 +109,8 @@ def test_another_optimizer_is_refused_or_begins_anew(interrupted, go_on, tmp_pat
     status, _, err = go_on(PRODIGY)
     assert status == 2
     message = "the state is that of adamw of ed-train-adamw, and this run uses prodigy of ed-train-prodigy"
-    assert f"error: --resume: unet: {message}; resume_changed true goes on all the same" in err
+    for component in ("unet", "text_encoder"):
+        assert f"error: --resume: {component}: {message}; resume_changed true goes on all the same" in err
     assert sorted(p.relative_to(tmp_path) for p in (tmp_path / "logs").rglob("*")) == before, "nothing was written"
     status, out, _ = go_on(PRODIGY, resume_changed=True, save_optimizer=True)
     assert status == 0
@@ -121,7 +123,7 @@ FROZEN = {"base": ADAMW, "text_encoder_freezing": {"unfreeze_last_n_layers": 1}}
 
 @pytest.mark.parametrize(("before", "after", "message"), [
     (FROZEN, {"base": ADAMW}, "parameters train that did not"),
-    ({"base": ADAMW}, FROZEN, "that did are frozen now"),
+    ({"base": ADAMW}, FROZEN, "parameters that did train are frozen now"),
 ])  # fmt: skip
 def test_changed_freezing(before, after, message, interrupted, go_on) -> None:
     checkpoint = interrupted(before)
@@ -129,6 +131,7 @@ def test_changed_freezing(before, after, message, interrupted, go_on) -> None:
     assert status == 2
     assert "text_encoder: " in err
     assert message in err
+    assert "; changed since the checkpoint: text_encoder_freezing.unfreeze_last_n_layers" in err
     status, out, _ = go_on(after, resume_changed=True, save_optimizer=True)
     assert status == 0
     assert "state is kept by name" in out
@@ -165,6 +168,50 @@ def test_another_batch_size_and_seed_begin_the_epoch_anew(interrupted, go_on) ->
     assert "changed since the checkpoint: seed 555 -> 1" in out
     assert "epoch 1 begins anew" in out
     assert ", 4 in all; run folder: " in out
+
+
+def test_what_cannot_change_in_a_run_that_goes_on_is_said(
+    interrupted, write_optimizer, flags, tmp_path, capsys
+) -> None:
+    checkpoint = interrupted(ADAMW)
+    run, model = checkpoint.parents[1], flags["resume_ckpt"]
+    (tmp_path / "validation.json").write_text("{}")
+    own = f"has no effect: the run goes on in its own folder, {run}"
+    began = f"the run began with {model}, and goes on with its checkpoint's weights"
+    lines = {
+        "": [],
+        f"--resume_ckpt={os.path.relpath(model)}": [],
+        "--resume_ckpt=gone": [f'--resume_ckpt "gone" has no effect: {began}; without resume it begins a new run'],
+        f"--run_name={run.name}": [],
+        "--run_name=mine": [f'--run_name "mine" {own}'],
+        f"--logdir={tmp_path}": [f'--logdir "{tmp_path}" {own}'],
+        f"--save_ckpt_dir={run / 'ckpts'}": [],
+        f"--save_ckpt_dir={tmp_path}": [
+            f"checkpoints are saved in {tmp_path} from here on; those in {checkpoint.parent} are left alone"
+        ],
+        f"--validation_config={tmp_path / 'validation.json'}": ["changed since the checkpoint: validation off -> on"],
+    }
+    given = {**flags, "project_name": "cut", "no_prepend_last": True, "resume": checkpoint, "max_steps": 2}
+    for argument, expected in lines.items():
+        capsys.readouterr()
+        assert main([*(f"--{key}={value}" for key, value in given.items()), *argument.split(), "--check"]) == 0
+        notes = re.findall("note: (.*)", capsys.readouterr().out)
+        assert [n for n in notes if re.search("changed|no effect|from here on", n)] == expected, argument
+
+
+def test_a_folder_of_a_run_that_was_moved_goes_on_where_it_is(interrupted, go_on, tmp_path) -> None:
+    checkpoint = interrupted(ADAMW)
+    shutil.move(checkpoint.parents[1], tmp_path / "moved")
+    checkpoint = tmp_path / "moved" / "ckpts" / checkpoint.name
+    status, out, _ = go_on(ADAMW, checkpoint)
+    assert status == 0
+    assert f"run folder: {tmp_path / 'moved'}\n" in out
+    _, newest = sorted(checkpoint.parent.iterdir())
+    shutil.copytree(newest, tmp_path / "alone")
+    shutil.rmtree(tmp_path / "moved")
+    status, out, _ = go_on(ADAMW, tmp_path / "alone")
+    assert status == 0
+    assert re.search(r"note: the run's folder .* is gone: the run goes on in a new one\n", out)
 
 
 def test_without_a_configuration_the_checkpoints_own_counts(interrupted, flags, capsys) -> None:

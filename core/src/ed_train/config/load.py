@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ed_train.config.changes import changes_since
 from ed_train.config.checks import check_values, find_input, output_problem
 from ed_train.config.describe import annotations_of, default_of, show
 from ed_train.config.ema import find_ema_model
@@ -22,7 +23,7 @@ from ed_train.config.record import Record, differing_plugins
 from ed_train.config.reload import settings_file
 from ed_train.config.required import check_required_plugins
 from ed_train.config.run import RunConfig
-from ed_train.config.start import Start, changes_since, find_start, recorded_configuration
+from ed_train.config.start import Start, find_start, recorded_configuration
 from ed_train.config.train_keys import TrainConfig
 from ed_train.config.validation import Validation, parse_validation
 from ed_train.errors import ConfigError, Problem
@@ -89,7 +90,8 @@ def load_config(
         notes=(*notes, *resolver.notes, *start.notes, *sample_notes),
         overridden=_overridden(flags, document, given),
     )
-    return replace(run, notes=(*run.notes, *changes_since(run, start.resume))) if start.resume else run
+    changed = (f"changed since the checkpoint: {line}" for line in changes_since(run))
+    return replace(run, notes=(*run.notes, *changed))
 
 
 def _overridden(flags: Mapping[str, str], document: Document | None, given: Mapping[str, Given]) -> dict[str, Given]:

@@ -12,6 +12,7 @@ from ed_train.config.describe import show
 from ed_train.errors import CheckpointError
 
 LATEST = "latest"
+RECORD_FILE = "run.json"
 STATE_FILE = "training_state.pt"
 EMA_FILE = "ema.safetensors"
 STATE_FILES = (STATE_FILE, "optimizer_unet.pt", "optimizer_te.pt", EMA_FILE)
@@ -133,8 +134,16 @@ def _checked(folder: Path, verify: bool) -> ResumePoint:
     check_fields(folder, manifest)
     if verify:
         check_files(folder, manifest)
-    home = Path(manifest["run_folder"])
-    return ResumePoint(folder, manifest, home if home.is_dir() and home != Path() else None)
+    return ResumePoint(folder, manifest, _run_folder(folder, manifest))
+
+
+def _run_folder(checkpoint: Path, manifest: Mapping[str, Any]) -> Path | None:
+    """The folder of a checkpoint's run: that around it, since it may have been moved or copied, or the recorded one."""
+    recorded, around = Path(manifest["run_folder"]), checkpoint.resolve().parent
+    known = recorded.is_dir() and recorded != Path()
+    if around.name == "ckpts" and (around.parent / RECORD_FILE).is_file():
+        return recorded if known and recorded.samefile(around.parent) else around.parent
+    return recorded if known else None
 
 
 def check_fields(folder: Path, manifest: Mapping[str, Any]) -> None:

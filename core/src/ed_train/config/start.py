@@ -6,26 +6,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from ed_train.config.changes import FIND_LAST, idle_on_resume
 from ed_train.config.describe import show
 from ed_train.config.jsontext import Document
 from ed_train.config.optimizer_keys import Given
-from ed_train.config.record import configuration_of
 from ed_train.config.resume import LATEST, ResumePoint, find_latest, find_named
-from ed_train.config.run import RunConfig
 from ed_train.config.train_keys import TrainConfig
 from ed_train.errors import Problem
 from ed_train.models.reference import ModelReference, check_model
 
 MANIFEST_FILE = "manifest.json"
-FIND_LAST = "findlast"
-"""The old spelling of ``"resume": "latest"``, as resume_ckpt."""
-NOT_COMPARED = {
-    "resume", "resume_changed", "resume_ckpt", "model_config", "logdir", "run_name", "cache_dir", "save_ckpt_dir",
-    "required_plugins", "gpuid", "wandb", "ema_resume_model",
-}  # fmt: skip
-"""Settings that change nothing about what is learnt, or are said elsewhere."""
 
 
 @dataclass
@@ -75,6 +66,7 @@ def find_start(train: TrainConfig, given: Mapping[str, Given], folder: Path, *, 
         notes = []
         if resume is None:
             return Start(None, None, [Problem(origin.where, origin.key, message)], [])
+    notes += idle_on_resume(train, given, folder, resume)
     reference, messages = check_model(str(resume.checkpoint), base=folder, model_config=None)
     return Start(reference, resume, [Problem(origin.where, origin.key, m) for m in messages], notes)
 
@@ -103,34 +95,3 @@ def _from_model(train: TrainConfig, given: Mapping[str, Given], folder: Path, we
     if reference is None:
         return Start(None, None, [Problem(origin.where, origin.key, message) for message in messages], [])
     return Start(reference, None, [], [f"{origin.source}: {message}" for message in messages])
-
-
-def changes_since(run: RunConfig, resume: ResumePoint) -> list[str]:
-    """A line for each setting that is another one than when the checkpoint was saved."""
-    now = configuration_of(run)
-    lines = []
-    for section in ("train", "optimizer", "validation"):
-        before, after = _flat(resume.run.get(section) or {}), _flat(now[section] or {})
-        prefix = "validation " if section == "validation" else ""
-        for key in sorted(before.keys() | after.keys()):
-            if before.get(key) != after.get(key) and key.partition(".")[0] not in NOT_COMPARED:
-                lines.append(
-                    f"changed since the checkpoint: {prefix}{key} {show(before.get(key))} -> {show(after.get(key))}"
-                )
-    return lines
-
-
-def same_optimizers(run: RunConfig, resume: ResumePoint) -> bool:
-    """Whether optimizers, their options, schedules and what is frozen are those of the checkpoint."""
-    return _flat(configuration_of(run)["optimizer"]) == _flat(resume.run["optimizer"])
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested objects with dotted keys; tuples as the lists that JSON made of them."""
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat

@@ -24,6 +24,7 @@ from ed_train.data.files import shown
 from ed_train.data.plan import BatchPlan, SamplePlan, plan_epoch
 from ed_train.data.scan import ImageItem
 from ed_train.data.tokens import TokenCache
+from ed_train.errors import EdTrainError
 
 _AHEAD = 2
 
@@ -147,12 +148,21 @@ class BatchLoader:
             start: the first batch to yield, from 0; those before it cost nothing.
             rank: of this process, from 0.
             world: number of processes; it divides the batch size.
+
+        Raises:
+            EdTrainError: the epoch does not have the batches that were counted, or none after `start`; whoever counts
+                batches to know when it ends would wait for ever.
         """
         share = self._batch_size // world
         part = slice(rank * share, (rank + 1) * share)
         pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         try:
-            plans = pool.submit(self.plan, epoch).result()[start:]
+            plans, counted = pool.submit(self.plan, epoch).result(), self.epochs.batches(epoch)
+            if not start < len(plans) == counted:
+                numbers = f"{len(plans)} batches are planned, {counted} were counted and {start} are done"
+                advice = "go on from another checkpoint, or begin a new run"
+                raise EdTrainError(f"epoch {epoch + 1} does not add up: {numbers}; {advice}")
+            plans = plans[start:]
             waiting = deque(pool.submit(self._prepare, plan, part) for plan in plans[:_AHEAD])
             for following in [*plans[_AHEAD:], *[None] * len(waiting)]:
                 batch = waiting.popleft().result()

@@ -133,7 +133,7 @@ def _check_parameters(component: TrainedComponent, record: Mapping[str, Any], *,
     if not new and not gone:
         return []
     parts = [f"{len(new)} parameters train that did not ({listed(new)})"] if new else []
-    parts += [f"{len(gone)} that did are frozen now ({listed(gone)})"] if gone else []
+    parts += [f"{len(gone)} parameters that did train are frozen now ({listed(gone)})"] if gone else []
     if not changed:
         raise MisfitError(" and ".join(parts))
     return [f"{component.name}: {' and '.join(parts)}; state is kept by name, and new parameters begin without"]

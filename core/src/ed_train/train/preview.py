@@ -22,11 +22,10 @@ from ed_train.train.components import TrainedComponent, build_component, schedul
 from ed_train.train.ema import plan_ema
 from ed_train.train.length import count_steps, fading_of
 from ed_train.train.noise import Diffusion
-from ed_train.train.optimizer_state import restore_optimizer
 from ed_train.train.partial_steps import check_partial_steps
 from ed_train.train.processes import make_accelerator
 from ed_train.train.report import Pictures, Report
-from ed_train.train.resume import BEGINNING, Position
+from ed_train.train.resume import BEGINNING, Position, resume_optimizers
 from ed_train.train.rounding import narrow_weights
 from ed_train.train.setup import ScannedData, check_devices, freeze_modules, scan_data
 from ed_train.train.state import OPTIMIZER_FILES
@@ -130,12 +129,11 @@ def _position(run: RunConfig) -> Position:
 
 def _state_notes(run: RunConfig, components: Sequence[TrainedComponent], model: SdModel) -> list[str]:
     """Lines about optimizer state that the run would load. Raises ConfigError if it belongs to another optimizer."""
+    if run.resume:
+        return resume_optimizers(run, run.resume, components, load=False)
     notes = []
     for component in components:
-        if run.resume:
-            checkpoint, manifest = run.resume.checkpoint, run.resume.manifest
-            notes += restore_optimizer(component, checkpoint, manifest, changed=run.train.resume_changed, load=False)
-        elif model.folder and (path := model.folder / OPTIMIZER_FILES[component.name]).is_file():
+        if model.folder and (path := model.folder / OPTIMIZER_FILES[component.name]).is_file():
             notes.append(f"{component.name}: the optimizer state in {path} is loaded if it fits")
     return notes
 

@@ -15,13 +15,13 @@ import torch
 
 from ed_train import __version__
 from ed_train.config.record import configuration_of
+from ed_train.config.resume import RECORD_FILE
 from ed_train.config.run import RunConfig
 from ed_train.models.atomic import atomic_file
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-RECORD_FILE = "run.json"
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "pluggy")
 
 

@@ -111,7 +111,7 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     scheduler = model.load_noise_scheduler(zero_terminal_snr=run.train.enable_zero_terminal_snr)
     diffusion = Diffusion(scheduler, model.scaling_factor(), run.train, accelerator.device)
     notes += freeze_modules(run, modules)
-    position = find_position(run, data.loader)
+    position = find_position(run, data.loader, accelerator.num_processes)
     total_steps, epochs = count_steps(run.train, data.loader.epochs, position)
     notes += narrow_weights(run, modules)  # before anything depends on their type
     unet = _placed(modules, run, accelerator)

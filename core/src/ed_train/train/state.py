@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ed_train.config.changes import same_optimizers
 from ed_train.config.resume import STATE_FILE
-from ed_train.config.start import same_optimizers
 from ed_train.errors import CheckpointError
 from ed_train.models.load import refuse_foreign_globals
 
@@ -135,8 +135,7 @@ def _restore_training_weights(session: Session, saved: Mapping[str, Mapping[str,
 
     Only those that would come out the same but for that: not where options have changed, or state begins anew.
     """
-    run = session.run
-    if not run.resume or not same_optimizers(run, run.resume):
+    if not same_optimizers(session.run):
         return
     for component in session.components:
         going_on = {name for name, p in component.named_parameters() if component.optimizer.state.get(p)}

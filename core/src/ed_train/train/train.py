@@ -90,7 +90,8 @@ def finish(session: Session) -> None:
         EdTrainError: the checkpoint cannot be written.
     """
     if session.step == session.first_step:
-        session.metrics.say("nothing is left to train" if session.done else "no step was taken")
+        done = f"nothing is left to train after step {session.step}; a larger max_epochs or max_steps goes on"
+        session.metrics.say(done if session.done else "no step was taken")
         return
     if session.done and not session.signals.number:
         session.sample("after")
