@@ -267,11 +267,29 @@ def test_a_newer_format_and_a_missing_state_are_refused(interrupted, go_on) -> N
     assert "has format 99; this ed-train reads format 1; upgrade ed-train" in err
 
 
-def test_the_folder_of_a_run_is_not_a_checkpoint(interrupted, go_on) -> None:
+def test_what_is_no_checkpoint_is_told_from_one(interrupted, go_on, tmp_path, capsys) -> None:
     checkpoint = interrupted(ADAMW)
-    status, _, err = go_on(ADAMW, checkpoint.parents[1])
-    assert status == 2
-    assert f"is the folder of a run; expected one of its checkpoints: {checkpoint.name}" in err
+    of_run = f"is the folder of a run; expected one of its checkpoints: {checkpoint.name}"
+    wanted = 'expected "latest" or the folder of a checkpoint'
+    for resume, message in {
+        checkpoint.parents[1]: f"{checkpoint.parents[1]} {of_run}",
+        checkpoint.parent: f"{checkpoint.parent} {of_run}",
+        checkpoint.parents[2]: "is a folder of runs; expected a checkpoint in one of them, RUN/ckpts/NAME",
+        checkpoint / "unet": f"is a part of a checkpoint; expected {checkpoint}",
+        checkpoint / STATE_FILE: f"is a part of a checkpoint; expected {checkpoint}",
+        "LATEST": f'got "LATEST"; {wanted}',
+        "findlast": f'got "findlast"; {wanted}',
+        "": f'got ""; {wanted}',
+    }.items():
+        status, _, err = go_on(ADAMW, resume)
+        assert (status, message in err) == (2, True), err
+    (tmp_path / "link").symlink_to(checkpoint)
+    status, out, _ = go_on(ADAMW, f"{os.path.relpath(tmp_path / 'link')}/", max_steps=2)
+    assert (status, f"run folder: {checkpoint.parents[1]}\n" in out, "left alone" in out) == (0, True, False)
+    assert main(["--resume=gone"]) == 2
+    assert capsys.readouterr().err.count("error: ") == 1, "the checkpoint would have said what else is missing"
+    status, _, err = go_on(ADAMW, None, resume_ckpt="latest")
+    assert (status, 'did you mean "resume": "latest"?' in err) == (2, True)
 
 
 def test_a_run_in_use_is_refused_before_anything_of_it_is_read(interrupted, go_on, monkeypatch) -> None:

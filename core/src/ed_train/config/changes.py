@@ -10,7 +10,7 @@ from ed_train.config.checks import find_input
 from ed_train.config.describe import show
 from ed_train.config.optimizer_keys import Given
 from ed_train.config.record import configuration_of
-from ed_train.config.resume import ResumePoint
+from ed_train.config.resume import FIND_LAST, ResumePoint
 from ed_train.config.run import TEXT_ENCODER, UNET, RunConfig
 from ed_train.config.train_keys import TrainConfig
 
@@ -19,8 +19,6 @@ NOT_COMPARED = {
     "required_plugins", "gpuid", "wandb", "ema_resume_model",
 }  # fmt: skip
 """Settings that change nothing about what is learnt, or that `idle_on_resume` speaks of."""
-FIND_LAST = "findlast"
-"""The old spelling of ``"resume": "latest"``, as resume_ckpt."""
 _BY_COMPONENT = {"base", "text_encoder_overrides"}
 
 
@@ -41,6 +39,11 @@ def changes_since(run: RunConfig) -> list[str]:
     elif validated or validates:
         lines.append("validation on -> off" if validated else "validation off -> on")
     return lines
+
+
+def change_notes(run: RunConfig) -> list[str]:
+    """The same as lines for the user."""
+    return [f"changed since the checkpoint: {line}" for line in changes_since(run)]
 
 
 def same_optimizers(run: RunConfig) -> bool:
@@ -68,7 +71,7 @@ def idle_on_resume(train: TrainConfig, given: Mapping[str, Given], folder: Path,
     for key, same in named.items():
         if key in given and not same and getattr(train, key) != before.get(key):
             notes.append(f"{given[key]} has no effect: the run goes on in its own folder, {home}")
-    folders = Path(train.save_ckpt_dir or home / "ckpts"), resume.checkpoint.parent
+    folders = Path(train.save_ckpt_dir or home / "ckpts"), resume.checkpoint.resolve().parent
     if folders[0].resolve() != folders[1].resolve():
         notes.append(f"checkpoints are saved in {folders[0]} from here on; those in {folders[1]} are left alone")
     return notes

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ed_train.config.changes import FIND_LAST
 from ed_train.config.checks import off
 from ed_train.config.describe import default_of, show
 from ed_train.config.optimizer_keys import Given
-from ed_train.config.resume import find_latest
+from ed_train.config.resume import FIND_LAST, find_latest
 from ed_train.config.start import Start
 from ed_train.config.train_keys import TrainConfig
 from ed_train.errors import Problem

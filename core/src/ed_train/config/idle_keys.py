@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ed_train.config.changes import FIND_LAST
 from ed_train.config.checks import off
 from ed_train.config.optimizer_keys import Given
+from ed_train.config.resume import FIND_LAST
 from ed_train.config.train_keys import DEAD, TrainConfig
 
 

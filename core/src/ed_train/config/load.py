@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ed_train.config.changes import changes_since
+from ed_train.config.changes import change_notes
 from ed_train.config.checks import check_values, find_input, output_problem
 from ed_train.config.describe import annotations_of, default_of, show
 from ed_train.config.ema import find_ema_model
@@ -70,8 +70,8 @@ def load_config(
     problems += found
     recorded = record.validation if record and "validation_config" not in flags else None
     validation = _validation(given, train, folder, recorded, problems, notes)
-    if config_file and document is None:
-        problems = [p for p in problems if p.where]  # whatever else is missing may stand in the file
+    if document is None and (config_file or any(p.where == "--resume" for p in start.problems)):
+        problems = [p for p in problems if p.where]  # whatever else is missing may stand in the file or the checkpoint
     if problems or optimizers is None or start.model is None:
         first_of_each = {(p.where, p.key): p for p in reversed(problems)}
         raise ConfigError(reversed(first_of_each.values()))
@@ -90,8 +90,7 @@ def load_config(
         notes=(*notes, *resolver.notes, *start.notes, *sample_notes),
         overridden=_overridden(flags, document, given),
     )
-    changed = (f"changed since the checkpoint: {line}" for line in changes_since(run))
-    return replace(run, notes=(*run.notes, *changed))
+    return replace(run, notes=(*run.notes, *change_notes(run)))
 
 
 def _overridden(flags: Mapping[str, str], document: Document | None, given: Mapping[str, Given]) -> dict[str, Given]:

@@ -12,6 +12,8 @@ from ed_train.config.describe import show
 from ed_train.errors import CheckpointError
 
 LATEST = "latest"
+FIND_LAST = "findlast"
+"""The old spelling of ``"resume": "latest"``, as resume_ckpt."""
 RECORD_FILE = "run.json"
 STATE_FILE = "training_state.pt"
 EMA_FILE = "ema.safetensors"
@@ -67,6 +69,8 @@ def find_latest(
 
 def find_named(value: str, base: Path, *, verify: bool = True) -> tuple[ResumePoint | None, str]:
     """The checkpoint of that path, or None and why it cannot be resumed; `verify` as in `find_latest`."""
+    if value.lower() in (LATEST, FIND_LAST, ""):
+        return None, f"got {show(value)}; expected {show(LATEST)} or the folder of a checkpoint"
     path, message = find_input(value, base)
     if path is None:
         return None, message
@@ -83,7 +87,7 @@ def find_named(value: str, base: Path, *, verify: bool = True) -> tuple[ResumePo
 
 def not_a_checkpoint(path: Path) -> str:
     """What a path is that a checkpoint is expected at: something half written, or a folder of several; else empty."""
-    from ed_train.models.atomic import is_partial
+    from ed_train.models.atomic import MANIFEST, is_partial
 
     if is_partial(path):
         return f"{path} was never finished: what saved it has ended before; expected a checkpoint"
@@ -91,7 +95,10 @@ def not_a_checkpoint(path: Path) -> str:
     if inner:
         names = ", ".join(sorted(p.name for p in inner[0].iterdir() if not p.name.startswith("."))[:5])
         return f"{path} is the folder of a run; expected one of its checkpoints: {names or 'it has none'}"
-    return ""
+    if path.is_dir() and any(path.glob("*/ckpts")):
+        return f"{path} is a folder of runs; expected a checkpoint in one of them, RUN/ckpts/NAME"
+    part = (path.parent / MANIFEST).is_file()
+    return f"{path} is a part of a checkpoint; expected {path.parent}" if part else ""
 
 
 def _checkpoints(logdir: Path, extra: Path | None) -> Iterator[Path]:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ed_train.config.changes import FIND_LAST, idle_on_resume
+from ed_train.config.changes import idle_on_resume
 from ed_train.config.describe import show
 from ed_train.config.jsontext import Document
 from ed_train.config.optimizer_keys import Given
-from ed_train.config.resume import LATEST, ResumePoint, find_latest, find_named
+from ed_train.config.resume import FIND_LAST, LATEST, ResumePoint, find_latest, find_named
 from ed_train.config.train_keys import TrainConfig
 from ed_train.errors import Problem
 from ed_train.models.reference import ModelReference, check_model
@@ -93,5 +93,6 @@ def _from_model(train: TrainConfig, given: Mapping[str, Given], folder: Path, we
     origin = given["resume_ckpt"]
     reference, messages = check_model(train.resume_ckpt, base=folder, model_config=train.model_config, weights=weights)
     if reference is None:
-        return Start(None, None, [Problem(origin.where, origin.key, message) for message in messages], [])
+        hint = '; did you mean "resume": "latest"?' if train.resume_ckpt.lower() in (LATEST, FIND_LAST) else ""
+        return Start(None, None, [Problem(origin.where, origin.key, f"{message}{hint}") for message in messages], [])
     return Start(reference, None, [], [f"{origin.source}: {message}" for message in messages])

@@ -140,9 +140,8 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
         ema=ema, validator=data.validator, unread=steps_unread(components, accelerator.device),
     )  # fmt: skip
     session.set_training(True)
-    if run.resume:
-        for note in restore_training_state(session, run.resume.checkpoint):
-            metrics.say(f"note: {note}")
+    for note in restore_training_state(session):
+        metrics.say(f"note: {note}")
     compile_unet(session)
     return session, report
 

@@ -105,13 +105,17 @@ def read_state(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 
-def restore_training_state(session: Session, checkpoint: Path) -> list[str]:
-    """Put back schedules, gradient scaler, random generators; schedule-free optimizers are in training mode.
+def restore_training_state(session: Session) -> list[str]:
+    """Put back schedules, gradient scaler, random generators, where a run goes on.
+
+    Schedule-free optimizers are in training mode.
 
     Returns:
         Lines about what could not be put back as it was.
     """
-    state, notes = read_state(checkpoint / STATE_FILE), []
+    if session.run.resume is None:
+        return []
+    state, notes = read_state(session.run.resume.checkpoint / STATE_FILE), []
     for component in session.components:
         steps = state["scheduler_steps"].get(component.name)
         if steps is not None:
