@@ -49,6 +49,11 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class TinyConfig(Config):
+    lr: Annotated[Positive, Help("learning rate")] = 3e-4
+
+
+@dataclass(frozen=True)
 class PlainConfig:
     lr: Annotated[Positive, Help("learning rate")] = 0.02
 
@@ -73,6 +78,20 @@ def printing(params, config):
 
 def zero_replaced(params, config):
     return faulty()(params, replace(config, momentum=config.momentum or 0.9))
+
+
+def rounded(params, config):
+    return faulty()(params, replace(config, momentum=round(config.momentum, 1)))
+
+
+def half_the_lr(params, config):
+    return faulty()(params, replace(config, lr=config.lr / 2))
+
+
+def takes_apart(params, config):
+    options = vars(config)
+    momentum = options.pop("momentum")
+    return faulty()(params, TinyConfig(**options, momentum=momentum))
 
 
 def defaults_refused(params, config):
@@ -110,6 +129,26 @@ SPECS = {
         "build": faulty("ScheduleFreeSgd"), "config_type": PlainConfig, "schedule_free": True, "state_bytes": 8,
     },
     "right_with_text": {"build": with_text, "config_type": TextConfig},
+    "right_and_takes_its_config_apart": {"build": takes_apart, "shardable": False},
+    "needs_closure": {"build": faulty("NeedsClosure")},
+    "calls_it_step_size": {"build": faulty("CallsItStepSize")},
+    "changes_types": {"build": faulty("ChangesTypes")},
+    "draws_elsewhere": {"build": faulty("DrawsElsewhere")},
+    "keeps_gradients": {"build": faulty("KeepsGradients")},
+    "thaws_biases": {"build": faulty("ThawsBiases")},
+    "seeds": {"build": faulty("Seeds")},
+    "makes_torch_deterministic": {"build": faulty("MakesTorchDeterministic")},
+    "rounded": {"build": rounded},
+    "half_the_lr": {"build": half_the_lr},
+    "option_in_groups_alone": {"build": faulty("IgnoresAnOption")},
+    "decays_always": {"build": faulty("DecaysAlways")},
+    "first_group_for_all": {"build": faulty("FirstGroupForAll")},
+    "closure_without_gradients": {"build": faulty("ClosureWithoutGradients")},
+    "divides_by_gradient": {"build": faulty("DividesByGradient"), "shardable": False},
+    "normalizes_each": {"build": faulty("NormalizesEach")},
+    "advises_on_two_schedules": {"advice": lambda config, plan: {"constant": [], "cosine": []}[plan.lr_scheduler]},
+    "claims_to_unscale_little": {"build": faulty("ClaimsToUnscale"), "config_type": TinyConfig},
+    "pairs_by_storage_in_small_steps": {"build": faulty("PairsByStorage"), "config_type": TinyConfig},
     "library_not_required": {"library": "numpy"},
     "two_lines_of_summary": {"summary": "one\ntwo"},
     "no_paper": {"paper": ""},
@@ -139,7 +178,7 @@ SPECS = {
     "refuses_small_gradients": {"build": faulty("RefusesSmallGradients")},
     "gradients_of_backward": {"build": faulty("UsesGradientsOfBackward")},
     "last_gradient_only": {"build": faulty("KeepsLastGradientOnly")},
-    "couples_parameters": {"build": faulty("NormalizesGradients"), "per_parameter": True},
+    "couples_parameters": {"build": faulty("NormalizesGradients"), "per_parameter": True, "shardable": False},
     "claims_to_unscale": {"build": faulty("ClaimsToUnscale")},
     "never_skips": {"build": faulty("NeverSkips")},
     "loads_only_after_steps": {"build": faulty("LoadsOnlyAfterSteps")},

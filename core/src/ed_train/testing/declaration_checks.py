@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from ed_train.api import create_optimizer
+from ed_train.config.train_keys import Scheduler
 from ed_train.specs import TrainingPlan
 from ed_train.testing import metadata
 from ed_train.testing.explain import explained
@@ -19,6 +20,7 @@ from ed_train.testing.toy import Run
 STATE_SHAPES = ((256, 512), (512,), (32, 16, 3, 3))
 """Large enough that the 2 KB of a quantization map, of which there is one for all parameters, are below 2 %."""
 STATE_TOLERANCE = 0.02
+SCHEDULES = get_args(Scheduler)
 
 
 class DeclarationChecks(OptimizerUnderTest):
@@ -71,9 +73,9 @@ class DeclarationChecks(OptimizerUnderTest):
         """The advice about a combination of settings is a list of lines, for any way of training."""
         if self.spec.advice is None:
             pytest.skip(f"{self.name} gives no advice")
-        configs = [self.config(options) for options in ({}, self.options, self.spec.recommended)]
-        for config, schedule, clip in itertools.product(configs, ("constant", "cosine"), (None, 1.0)):
-            plan = TrainingPlan(lr_scheduler=schedule, has_warmup=schedule == "cosine", clip_grad_norm=clip)
+        configs = [self.config(options) for options in ({}, self.spec.recommended, *self.configurations())]
+        for config, schedule, warmup, clip in itertools.product(configs, SCHEDULES, (False, True), (None, 1.0)):
+            plan = TrainingPlan(lr_scheduler=schedule, has_warmup=warmup, clip_grad_norm=clip)
             with explained(f"advice(config, plan) fails for {config} and {plan}"):
                 advice: Any = self.spec.advice(config, plan)
                 lines = None if isinstance(advice, str) else list(advice)
@@ -123,6 +125,9 @@ class DeclarationChecks(OptimizerUnderTest):
             for parameter in parameters:
                 parameter.grad = torch.randn_like(parameter)
             optimizer.step()
-        tensors = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+        values = [
+            v for state in optimizer.state.values() for v in (state.values() if isinstance(state, dict) else [state])
+        ]
+        tensors = [v for v in values if isinstance(v, torch.Tensor)]
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(storages.values())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from ed_train.testing.basic_checks import BasicChecks
 from ed_train.testing.declaration_checks import DeclarationChecks
+from ed_train.testing.group_checks import GroupChecks
 from ed_train.testing.option_checks import OptionChecks
 from ed_train.testing.state_checks import StateChecks
 from ed_train.testing.training_checks import TrainingChecks
 
 
-class OptimizerContract(DeclarationChecks, OptionChecks, TrainingChecks, StateChecks):
+class OptimizerContract(BasicChecks, DeclarationChecks, OptionChecks, GroupChecks, TrainingChecks, StateChecks):
     """Everything that ed-train, and a loop of somebody's own, expects of an optimizer.
 
     Subclass it in a test file of the plugin, which must be installed; each check is a test::
@@ -30,6 +32,7 @@ class OptimizerContract(DeclarationChecks, OptionChecks, TrainingChecks, StateCh
             any effect on the toy task: option to another valid value.
         steps: steps in which the loss must go down.
         loss_factor: the loss must end below this share of what it was; 1: it must only go down.
-        tolerance: largest difference between weights where steps are the same up to rounding.
+        tolerance: largest difference between weights, as a share of how far the farthest one moved, where steps are the
+            same up to rounding.
         device_type: where to run, e.g. ``cuda``; by default the first of the spec's devices that the machine has.
     """

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,10 +20,16 @@ from ed_train.registry import RegisteredOptimizer
 from ed_train.specs import OptimizerSpec
 from ed_train.testing.explain import explained
 from ed_train.testing.option_values import other_values, zeros
-from ed_train.testing.toy import Run, Toy, make_toy
+from ed_train.testing.toy import Run, Toy, Values, largest_difference, make_toy
 from ed_train.train.components import build_scheduler
 
+if TYPE_CHECKING:
+    from ed_train.testing.basic_checks import FirstSteps
+
 SCHEDULE_STEPS, WARMUP_STEPS = 12, 3
+FLOAT32_EPSILON = 2.0**-23
+ROUNDINGS = 4
+"""Of a weight itself, which movements too small to show in it are below."""
 
 
 class OptimizerUnderTest:
@@ -70,15 +77,44 @@ class OptimizerUnderTest:
     def toy(self, dtype: torch.dtype = torch.float32) -> Toy:
         return make_toy(self.device, dtype)
 
+    @property
+    def first_steps(self) -> FirstSteps:
+        """What the plainest of steps shows; taken once for each test class."""
+        from ed_train.testing.basic_checks import first_steps
+
+        assert self.registered  # which says what to do if it is not installed
+        return first_steps(type(self))  # type: ignore[arg-type]  # is hashable for all mypy says
+
     def create(self, params: Iterable[Any], **options: Any) -> torch.optim.Optimizer:
-        """The optimizer with the options of the test class and these."""
-        return create_optimizer(self.name, params, **{**self.options, **options})
+        """The optimizer with the options of the test class and these; skips the check if it cannot step at all."""
+        if self.first_steps.problem:
+            pytest.skip("it cannot take a plain step: see test_takes_a_plain_step")
+        if self.first_steps.changed:
+            pytest.skip("it changes torch for all checks: see test_leaves_torch_as_it_is")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about values that the checks have chosen, not the author
+            return create_optimizer(self.name, params, **{**self.options, **options})
 
     def run(self, module: torch.nn.Module | None = None, **options: Any) -> Run:
         """A run over the toy, or another module, that has not begun."""
         module = self.toy() if module is None else module
         optimizer = self.create(module.parameters(), **options)
         return Run(module, optimizer, schedule_free=self.spec.schedule_free)
+
+    def assert_close(self, start: Values, expected: Values, found: Values, advice: str) -> None:
+        """Fail unless two runs from one start came to the same weights up to rounding.
+
+        Args:
+            start: the weights that both began with.
+            expected: where the first came to.
+            found: where the second came to.
+            advice: what the failure says, with ``{}`` for the difference.
+        """
+        moved = self.tolerance * largest_difference(start, expected)
+        for name, values in expected.items():
+            difference = (values.double() - found[name].double()).abs()
+            excess = difference - moved - ROUNDINGS * FLOAT32_EPSILON * values.double().abs()
+            assert bool((excess <= 0).all()), advice.format(f"{float(difference.max()):.2g}")
 
     def scheduled_run(self, module: torch.nn.Module | None = None) -> Run:
         """A run with a warmup and a cosine decay, as the trainer builds them, whose learning rate is never 0."""

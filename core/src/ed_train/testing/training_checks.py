@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from ed_train.parameters import narrowed
 from ed_train.testing.explain import explained
 from ed_train.testing.subject import OptimizerUnderTest
 from ed_train.testing.toy import Run, Values, are_equal, largest_difference, toy_loss
@@ -109,30 +107,36 @@ class TrainingChecks(OptimizerUnderTest):
             "leave backward alone and read the sum in .grad in step()"
         )
 
-    def test_steps_parameter_by_parameter(self) -> None:
-        """Steps over one parameter at a time come to what steps over all come to, if the spec says `per_parameter`."""
-        if not self.spec.per_parameter:
-            pytest.skip(f"{self.name} does not say per_parameter=True; optimizer_in_backward is refused with it")
-        together, apart = self.run(), self.run()
-        together.train(COMPARED_STEPS)
-        with explained("a step over one parameter fails while the others are out of the groups"):
-            for _ in range(COMPARED_STEPS):
-                apart.optimizer.zero_grad()
-                torch.autograd.backward(toy_loss(apart.module))
-                for parameter in reversed(list(apart.module.parameters())):  # as backward brings their gradients
-                    with narrowed(apart.optimizer, [parameter]):
-                        torch.manual_seed(apart.step_number)
-                        apart.optimizer.step()
-                apart.step_number += 1
-        difference = largest_difference(together.values(), apart.values())
-        assert difference == 0, (
-            f"steps over one parameter at a time differ by up to {difference:.2g} from steps over all; keep what a "
-            "step needs in the state of each parameter, or leave per_parameter=True out"
-        )
+    def test_accepts_a_closure(self) -> None:
+        """`step(closure)`, as some loops call it, takes the same step and returns the loss."""
+        plain, run = self.run().train(1), self.run()
+        losses: list[torch.Tensor] = []
+
+        def closure() -> torch.Tensor:
+            run.optimizer.zero_grad()
+            losses.append(toy_loss(run.module))
+            torch.autograd.backward(losses[-1])
+            return losses[-1]
+
+        advice = "call closure() under torch.enable_grad() before anything else in step(), and return its loss"
+        torch.manual_seed(0)  # as the first step of a run
+        with explained(f"step(closure) fails; {advice}"):
+            returned = run.optimizer.step(closure)  # type: ignore[arg-type]  # torch says float, and returns a tensor
+        assert len(losses) == 1 and returned is not None, f"step(closure) does not return the loss; {advice}"  # noqa: PT018
+        assert are_equal(plain, run), f"step(closure) differs from backward() and step(); {advice}"
+
+    def test_a_gradient_of_zeros_does_no_harm(self) -> None:
+        """A parameter that the loss does not depend on for a while leaves the weights finite."""
+        run, advice = self.run(), "add epsilon where the size of a gradient is divided by"
+        first = next(run.module.parameters())
+        with explained(f"a step with a gradient of zeros fails; {advice}"):
+            run.train(2, lambda: first.grad.zero_() if first.grad is not None else None)
+        assert run.is_finite, f"a parameter whose gradient is zeros makes weights that are not finite; {advice}"
 
     def test_works_with_a_gradient_scaler(self) -> None:
         """A GradScaler's scale has no effect on the weights, and it can skip a step."""
         plain, scaled = self.run(), self.run()
+        start = plain.values()
         scaler = torch.amp.GradScaler(torch.device(self.device).type, init_scale=2.0**10)
 
         def step(factor: float) -> None:
@@ -147,11 +151,11 @@ class TrainingChecks(OptimizerUnderTest):
             plain.train(COMPARED_STEPS)
             for _ in range(COMPARED_STEPS):
                 step(1.0)
-        difference = largest_difference(plain.values(), scaled.values())
-        assert difference <= self.tolerance, (
-            f"with torch.amp.GradScaler the weights differ by up to {difference:.2g}; "
-            "declare _step_supports_amp_scaling only if step() divides by grad_scale itself"
-        )
+        self.assert_close(
+            start, plain.values(), scaled.values(),
+            "with torch.amp.GradScaler the weights differ by up to {}; "
+            "declare _step_supports_amp_scaling only if step() divides by grad_scale itself",
+        )  # fmt: skip
         before = scaled.values()
         with explained("torch.amp.GradScaler cannot skip a step"):
             step(float("inf"))
@@ -208,11 +212,11 @@ class TrainingChecks(OptimizerUnderTest):
         with explained("a step over channels_last parameters fails; use reshape or flatten instead of view"):
             usual.train(COMPARED_STEPS, hand_over_gradients)
         self._assert_trained(run, before, run.values(), "channels_last")
-        difference = largest_difference(usual.values(), run.values())
-        assert difference <= self.tolerance, (
-            f"channels_last parameters differ by up to {difference:.2g} from others with the same gradients; "
-            "a parameter, its gradient and its state may lie in memory differently: never pair them by their storage"
-        )
+        self.assert_close(
+            before, usual.values(), run.values(),
+            "channels_last parameters differ by up to {} from others with the same gradients; "
+            "a parameter, its gradient and its state may lie in memory differently: never pair them by their storage",
+        )  # fmt: skip
 
     @staticmethod
     def _assert_trained(run: Run, before: Values, after: Values, kind: str) -> None:
