@@ -117,7 +117,7 @@ def test_parameters_that_do_not_train_are_passed_on(model) -> None:
     assert held(create_optimizer("adamw", model.parameters())) == [[id(p) for p in model.parameters()]]
 
 
-@pytest.mark.parametrize("nothing", [[], (), iter([]), [{"params": []}]])
+@pytest.mark.parametrize("nothing", [[], (), [{"params": []}]])
 def test_no_parameters(nothing) -> None:
     assert message("adamw", nothing) == "adamw: there are no parameters to optimize; is everything frozen?"
 
@@ -137,6 +137,14 @@ def wrong_parameters() -> dict[str, tuple[object, str]]:
         "a group without params": ([{"param": [weight]}], "params[0]: a group without the key 'params'; its keys are"),
         "a module in a list": ([nn.Linear(1, 1)], "params: number 0 is a value of type Linear"),
         "a computed tensor": ([weight * 2], "params: number 0 is computed from other tensors"),
+        "a generator that was read": (iter([]), "params: an iterator with nothing left in it; was it read before?"),
+        "parameters and pairs": ([weight, ("weight", weight)], "params: numbers 0 and 1 have different forms"),
+        "groups and parameters": ([{"params": [weight]}, weight], "params: numbers 0 and 1 have different forms"),
+        "a mixture in a group": ([{"params": [weight, ("w", weight)]}], "params[0]['params']: numbers 0 and 1 have"),
+        "whole numbers": (
+            [torch.ones(3, dtype=torch.long)],
+            "number 0 is of torch.int64, which has no gradient",
+        ),
         "a parameter twice": ([weight, weight], "params: a parameter is given twice"),
         "a parameter in two groups": ([{"params": weight}, {"params": [weight]}], "a parameter is given twice"),
     }
@@ -182,6 +190,12 @@ def test_no_limit_of_growth(model) -> None:
 def test_unknown_name(model) -> None:
     text = message("adam", model.parameters())
     assert text.startswith("no installed optimizer is called 'adam'; did you mean 'adamw'? (installed: adamw,")
+
+
+@pytest.mark.parametrize(("name", "example"), [(None, ""), (torch.optim.SGD, ", such as 'torch.optim.sgd:SGD'")])
+def test_a_name_that_is_no_text(name, example, model) -> None:
+    with pytest.raises(ConfigError, match=f"for the name of an optimizer; expected a text{example}$"):
+        create_optimizer(name, model.parameters())
 
 
 def test_known_name_that_is_not_installed(model, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from textwrap import dedent
 import pytest
 import torch
 from ed_train.api import build_optimizer, create_optimizer
+from ed_train.commands.describe_optimizer import describe_optimizer
+from ed_train.commands.schema import print_schema
 from ed_train.errors import ConfigError, PluginError
 from ed_train.first_party import DISTRIBUTION_OF_OPTIMIZER
 from ed_train.registry import OptimizerRegistry, load_registry
@@ -75,6 +78,10 @@ BROKEN = {
         GOOD + "    @hookimpl\n    def ed_register_optimizers():\n        raise SystemExit('bye')",
         "SystemExit: bye",
     ),
+    "panics on import, as a library in Rust": (
+        "class PanicException(BaseException): pass\nraise PanicException('called unwrap on None')",
+        "PanicException: called unwrap on None",
+    ),
     "misspelt hook": (GOOD + REGISTER.replace("optimizers", "optimiser"), "unknown hook 'ed_register_optimiser'"),
     "wrong argument": (GOOD + REGISTER.replace("()", "(registry)", 1), "Argument(s) {'registry'} are declared"),
     "no hookimpl": (GOOD + REGISTER.replace("@hookimpl", ""), "implements no hook; is @hookimpl missing?"),
@@ -95,6 +102,29 @@ BROKEN = {
     "no default": (GOOD.replace("lr: float = 1e-3", "lr: float") + REGISTER, "Config.lr has no default"),
     "a name in upper case": (GOOD + REGISTER.replace("spec()", "spec(name='SGD')"), "optimizer name 'SGD': expected"),
     "a name that is no text": (GOOD + REGISTER.replace("spec()", "spec(name=3)"), "optimizer name 3: expected"),
+}
+
+BROKEN |= {
+    f"{field}={value}": (
+        GOOD.replace('summary="made up", config_type=config_type, build=build, **more', "**given")
+        + "\n    given = {'summary': 'made up', 'config_type': Config, 'build': build}\n"
+        + f"    given[{field!r}] = {value}\n"
+        + REGISTER.replace("spec()", "OptimizerSpec(name='made_up', **given)"),
+        f"PluginError: optimizer 'made_up': {field} is {value}; expected {expected}",
+    )
+    for field, value, expected in (
+        ("summary", None, "a text"),
+        ("build", "'build'", "a function"),
+        ("devices", "'cuda'", "a tuple of texts, e.g. ('cuda',)"),
+        ("slow_on", "['cpu']", "a dictionary"),
+        ("usual_lr", "1e-05", "(lowest, highest), or None"),
+        ("usual_lr", "(1e-05,)", "(lowest, highest), or None"),
+        ("state_bytes", "'8'", "a number, a function, or None"),
+        ("shardable", "'no'", "True or False"),
+        ("recommended", "[('lr', 1)]", "a dictionary"),
+        ("effective_lr", "0.1", "a function, or None"),
+        ("advice", "'careful'", "a function, or None"),
+    )
 }
 
 
@@ -304,6 +334,10 @@ BAD_BUILDS = {
     "raises": ("raise RuntimeError('no kernel')", "made_up could not be built: no kernel"),
     "raises without a word": ("raise RuntimeError", "made_up could not be built: RuntimeError"),
     "exits": ("raise SystemExit('no triton')", "made_up could not be built: no triton"),
+    "has no lr in its groups": (
+        "class Other(torch.optim.Optimizer): pass\n        return Other(params, {'step_size': 1})",
+        "made_up has no 'lr' in its parameter groups, which schedules set",
+    ),
     "is passed an argument that is gone": (
         "return torch.optim.SGD(params, lr=1, percentile_clipping=5)",
         "unexpected keyword argument 'percentile_clipping'",
@@ -329,9 +363,22 @@ def test_option_types_that_cannot_be_checked_name_the_plugin(install) -> None:
     install(GOOD.replace("lr: float = 1e-3", "lr: 'Unknown' = 1e-3") + REGISTER, module="broken_plugin_types")
     from ed_train.config.validate import validated
 
-    config_type = load_registry().find("made_up").spec.config_type
-    with pytest.raises(PluginError, match=r"broken_plugin_types\.Config cannot be checked: name 'Unknown'"):
+    registry = load_registry()
+    config_type = registry.find("made_up").spec.config_type
+    unreadable = r"broken_plugin_types\.Config cannot be read: name 'Unknown' is not .*TYPE_CHECKING"
+    with pytest.raises(PluginError, match=unreadable):
         validated(config_type, {"lr": 1.0})
+    with pytest.raises(PluginError, match=unreadable):
+        describe_optimizer("made_up", registry, as_json=False)
+
+
+def test_the_schema_leaves_out_what_cannot_be_described_and_says_so(install, capsys) -> None:
+    install(GOOD.replace("lr: float = 1e-3", "lr: 'Unknown' = 1e-3") + REGISTER, module="broken_plugin_schema")
+    print_schema("optimizer", load_registry())
+    out, err = capsys.readouterr()
+    assert "ed-train-lion.lion" in json.loads(out)["$defs"]
+    assert "made_up" not in out
+    assert err.startswith("warning: broken-plugin 1.2: made_up is not in the schema: the types of the options of ")
 
 
 def test_create_optimizer_works_beside_broken_plugins(install, monkeypatch) -> None:

@@ -207,6 +207,10 @@ def test_a_word_of_python(capsys) -> None:
     )
 
 
+def test_a_name_that_is_too_long(capsys) -> None:
+    assert f"{'a' * 51!r} has 51 characters; expected at most 50" in refusal(capsys, "a" * 51)
+
+
 @pytest.mark.parametrize("name", ["lion", "dadapt_adam", "adamw8bit"])
 def test_a_name_that_an_installed_optimizer_has(name, capsys) -> None:
     origin = load_registry().find(name).origin

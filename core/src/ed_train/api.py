@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -88,7 +89,7 @@ def build_optimizer(registered: RegisteredOptimizer, params: Sequence[Any], conf
     if not given:
         raise ConfigError(f"{spec.name}: there are no parameters to optimize; is everything frozen?")
     try:
-        optimizer = spec.build(params, config)
+        optimizer = spec.build(params, copy.copy(config))  # what build does to vars(config) stays there
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"{registered.origin}: {spec.name} could not be built: {' '.join(str(error).split()) or repr(error)}"
@@ -97,4 +98,6 @@ def build_optimizer(registered: RegisteredOptimizer, params: Sequence[Any], conf
         raise PluginError(f"{registered.origin}: {spec.name} returned {type(optimizer).__name__}, not an Optimizer")
     if sorted(map(id, given)) != sorted(id(p) for group in optimizer.param_groups for p in group["params"]):
         raise PluginError(f"{registered.origin}: {spec.name} does not hold exactly the parameters that it was given")
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise PluginError(f"{registered.origin}: {spec.name} has no 'lr' in its parameter groups, which schedules set")
     return optimizer

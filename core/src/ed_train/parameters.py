@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence, Set
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -34,15 +34,35 @@ def checked_parameters(name: str, params: Any) -> list[Any]:
     if isinstance(params, torch.nn.Module):
         raise ConfigError(f"{name}: params: got a module, {_kind(params)}; expected {FORMS}: pass its .parameters()")
     copies = [_copied(name, index, item) for index, item in enumerate(_listed(name, "params", params))]
+    if not copies and isinstance(params, Iterator):
+        raise ConfigError(f"{name}: params: an iterator with nothing left in it; was it read before? Make a new one")
+    _check_one_form(name, copies)
     tensors = tensors_of(copies)
     for index, tensor in enumerate(tensors):
         if not isinstance(tensor, torch.Tensor):
             raise ConfigError(f"{name}: params: number {index} is {_kind(tensor)}; expected {FORMS}")
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            raise ConfigError(f"{name}: params: number {index} is of {tensor.dtype}, which has no gradient")
         if not tensor.is_leaf:
             raise ConfigError(f"{name}: params: number {index} is computed from other tensors; expected a parameter")
     if len({id(tensor) for tensor in tensors}) < len(tensors):
         raise ConfigError(f"{name}: params: a parameter is given twice; give each of them once")
     return copies
+
+
+def _check_one_form(name: str, copies: Sequence[Any]) -> None:
+    """Refuse lists in which the three forms are mixed, also within a group."""
+    lists = [("params", copies)]
+    lists += [(f"params[{i}]['params']", item["params"]) for i, item in enumerate(copies) if isinstance(item, dict)]
+    for where, items in lists:
+        forms = {_form(item): index for index, item in enumerate(items)}
+        if len(forms) > 1:
+            numbers = " and ".join(map(str, sorted(forms.values())))
+            raise ConfigError(f"{name}: {where}: numbers {numbers} have different forms; expected {FORMS}, all alike")
+
+
+def _form(item: Any) -> type[Any]:
+    return next((form for form in (tuple, dict) if isinstance(item, form)), object)
 
 
 def tensors_of(params: Sequence[Any]) -> list[Any]:

@@ -115,6 +115,7 @@ class OptimizerRegistry:
             ConfigError: nobody offers it (the message says what to install or suggests a name), or several do; or the
                 class is not a usable optimizer.
         """
+        name = _checked_name(name)
         distribution, _, short = name.strip().lower().rpartition(":")
         distribution = normalized(distribution)
         found = [o for o in self.optimizers if o.spec.name == short and distribution in ("", o.distribution)]
@@ -155,6 +156,13 @@ class OptimizerRegistry:
         return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def _checked_name(name: Any) -> str:
+    if isinstance(name, str):
+        return name
+    such_as = f", such as {f'{name.__module__}:{name.__qualname__}'!r}" if isinstance(name, type) else ""
+    raise ConfigError(f"got {name!r} for the name of an optimizer; expected a text{such_as}")
+
+
 def _ambiguous(name: str, found: list[RegisteredOptimizer]) -> str:
     choices = " or ".join(f"{o.distribution}:{o.spec.name}" for o in found)
     return f"{name!r} is offered by {' and '.join(o.origin for o in found)}; choose with {choices}"
@@ -186,7 +194,9 @@ def load_registry(without: Collection[str] = ()) -> OptimizerRegistry:
             with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
                 warnings.simplefilter("ignore")
                 specs, freezing = _read_plugin(entry, manager)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit, and what libraries in Rust raise when they panic
             broken.append(BrokenPlugin(entry.name, *origin, _one_line(error)))
         else:
             optimizers += [RegisteredOptimizer(spec, *origin) for spec in specs]

@@ -151,6 +151,7 @@ class OptimizerSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not (_NAME.match(self.name) or _CLASS_NAME.match(self.name)):
             raise PluginError(f"optimizer name {self.name!r}: expected lower-case letters, digits and underscores")
+        _check_fields(self, f"optimizer {self.name!r}", _SPEC_FIELDS)
         _check_config_type(self.config_type, owner=f"optimizer {self.name!r}")
         options = option_names(self.config_type)
         if "lr" not in options:
@@ -188,7 +189,39 @@ class FreezePolicy:
             raise PluginError(f"section {self.section!r} has a meaning of its own; choose another name")
         if self.component not in ("unet", "text_encoder"):
             raise PluginError(f"section {self.section!r}: component {self.component!r} is not unet or text_encoder")
+        _check_fields(self, f"section {self.section!r}", _POLICY_FIELDS)
         _check_config_type(self.config_type, owner=f"section {self.section!r}")
+
+
+def _is_range(value: Any) -> bool:
+    numbers = isinstance(value, tuple | list) and len(value) == 2
+    return value is None or (numbers and all(isinstance(v, int | float) for v in value))
+
+
+_FUNCTION = callable, "a function"
+_FUNCTION_OR_NONE = (lambda value: value is None or callable(value)), "a function, or None"
+_TEXT = (lambda value: isinstance(value, str)), "a text"
+_BOOL = (lambda value: isinstance(value, bool)), "True or False"
+_MAPPING = (lambda value: isinstance(value, Mapping)), "a dictionary"
+_TEXTS = (lambda value: isinstance(value, tuple | list)), "a tuple of texts, e.g. ('cuda',)"
+_RANGE = _is_range, "(lowest, highest), or None"
+_BYTES = (lambda v: v is None or callable(v) or isinstance(v, int | float)), "a number, a function, or None"
+_Fields: TypeAlias = Mapping[str, tuple[Callable[[Any], bool], str]]
+_SPEC_FIELDS: _Fields = {
+    "summary": _TEXT, "build": _FUNCTION, "library": _TEXT, "paper": _TEXT, "learning_rate_free": _BOOL,
+    "effective_lr": _FUNCTION_OR_NONE, "schedule_free": _BOOL, "devices": _TEXTS, "slow_on": _MAPPING,
+    "lr_may_be_zero": _BOOL, "shardable": _BOOL, "per_parameter": _BOOL, "recommended": _MAPPING,
+    "usual_lr": _RANGE, "state_bytes": _BYTES, "advice": _FUNCTION_OR_NONE,
+}  # fmt: skip
+_POLICY_FIELDS: _Fields = {"summary": _TEXT, "apply": _FUNCTION}
+"""Field to whether a value will do, and what is expected in words: a wrong one shows here, not in some command."""
+
+
+def _check_fields(offer: object, owner: str, kinds: _Fields) -> None:
+    for name, (will_do, words) in kinds.items():
+        value = getattr(offer, name)
+        if not will_do(value):
+            raise PluginError(f"{owner}: {name} is {value!r}; expected {words}")
 
 
 def option_names(config_type: type[Any]) -> tuple[str, ...]:

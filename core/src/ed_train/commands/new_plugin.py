@@ -31,6 +31,9 @@ FILES = {
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*\Z")
 """Stricter than the names of optimizers, since the distribution's name is made of it."""
 
+LONGEST_NAME = 50
+"""Beyond it, lines of the plugin would be longer than its own ruff allows."""
+
 
 def new_plugin(name: str, folder: str | None = None) -> None:
     """Write a plugin with one optimizer, and print what to do with it.
@@ -65,6 +68,8 @@ def _problems_of_name(name: str) -> list[str]:
         spelled = "_".join(re.findall(r"[a-z0-9]+", name.lower())).lstrip("0123456789_")
         example = f"e.g. {spelled}" if spelled else "e.g. my_optimizer"
         return [f"got {name!r}; expected lower-case letters, digits and single underscores between them, {example}"]
+    if len(name) > LONGEST_NAME:
+        return [f"{name!r} has {len(name)} characters; expected at most {LONGEST_NAME}"]
     if keyword.iskeyword(name):
         return [f"{name!r} is a word of the Python language; expected another name, e.g. {name}_optimizer"]
     offers = DISTRIBUTION_OF_OPTIMIZER | {o.spec.name: o.origin for o in load_registry()}

@@ -7,7 +7,7 @@ import json
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ed_train.errors import printable
+from ed_train.errors import PluginError, printable
 from ed_train.specs import Bounds, Help
 
 _WORDS = {float: "a number", int: "an integer", bool: "true or false", str: "a text"}
@@ -24,8 +24,17 @@ _JSON_TYPES = {
 
 
 def annotations_of(config_type: type[Any]) -> dict[str, Any]:
-    """Field name to full annotation, `Annotated` included."""
-    hints = get_type_hints(config_type, include_extras=True)
+    """Field name to full annotation, `Annotated` included.
+
+    Raises:
+        PluginError: an annotation names something that its module does not have.
+    """
+    try:
+        hints = get_type_hints(config_type, include_extras=True)
+    except Exception as error:
+        name = f"{config_type.__module__}.{config_type.__qualname__}"
+        advice = "import what the types of options are made of as usual, not under TYPE_CHECKING"
+        raise PluginError(f"the types of the options of {name} cannot be read: {error}; {advice}") from error
     return {f.name: hints[f.name] for f in dataclasses.fields(config_type)}
 
 

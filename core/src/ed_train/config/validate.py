@@ -92,6 +92,8 @@ def _checker(config_type: type[Any]) -> TypeAdapter[dict[str, Any]]:
         typed_dict = make(config_type.__name__, options, total=False)
         typed_dict.__pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
         return TypeAdapter(typed_dict)
+    except PluginError:
+        raise
     except Exception as error:
         name = f"{config_type.__module__}.{config_type.__qualname__}"
         raise PluginError(f"the types of the options of {name} cannot be checked: {error}") from error
