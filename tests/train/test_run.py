@@ -109,6 +109,23 @@ def test_tensorboard_has_every_scalar_and_sample_pictures(
     assert len(list((folder / "samples").iterdir())) == 3 * 5, "four pictures and a grid each time"
 
 
+def test_a_device_without_memory_for_samples_costs_the_samples_alone(
+    run_cli, write_optimizer, monkeypatch, capsys, tmp_path
+) -> None:
+    write_optimizer({"base": {"optimizer": "adamw"}})
+    (tmp_path / "prompts.json").write_text('{"samples": [{"prompt": "a cat", "size": [64, 64]}]}')
+
+    def decode(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("diffusers.AutoencoderKL.decode", decode)
+    assert run_cli(sample_steps=2, sample_prompts=tmp_path / "prompts.json") == 0
+    said = "warning: no samples of step00002: the device's memory is full; smaller pictures, or a smaller batch_size"
+    out = capsys.readouterr().out
+    assert said in out
+    assert "trained 4 steps" in out
+
+
 def test_samples_are_drawn_from_fixed_seeds_and_leave_training_alone(run_cli, write_optimizer, tmp_path) -> None:
     write_optimizer(ADAMW)
     (tmp_path / "prompts.txt").write_text("a cat\n")

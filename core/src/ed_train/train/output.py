@@ -6,9 +6,11 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ed_train.config.ema import EMA_RECORD, ema_folder
 from ed_train.config.record import configuration_of
@@ -235,21 +237,22 @@ class Output:
         title = f"{session.run.train.project_name}: {name}, step {session.step} ({settings.scheduler}, "
         try:
             samples = self._drawn(session)
-            session.model.close()
             for sample in samples:
                 session.metrics.picture(f"{tag}/{sample.stem}", sample.image, session.step)
             grid = sample_grid(samples, f"{title}{settings.num_inference_steps} steps of denoising)")
             session.metrics.picture(f"{tag}/grid", grid, session.step)
-            paths = save_samples(samples, grid, self.folder / "samples", name)
+            line = f"samples {save_samples(samples, grid, self.folder / 'samples', name)[-1]}"
         except (OSError, ConfigError) as error:
-            session.metrics.say(f"warning: no samples of {name}: {reason(error)}; training goes on")
-        else:
-            session.metrics.say(f"samples {paths[-1]}")
+            line = f"warning: no samples of {name}: {reason(error)}; training goes on"
+        except torch.OutOfMemoryError:
+            less = "smaller pictures, or a smaller batch_size in the prompts' file, take less"
+            line = f"warning: no samples of {name}: the device's memory is full; {less}; training goes on"
+        session.metrics.say(line)
 
     @staticmethod
     def _drawn(session: Session) -> list[Sample]:
         train, model = session.run.train, session.model
-        with session.text.whole() as text_encoder:
+        with closing(model), session.text.whole() as text_encoder:
             return draw_samples(
                 session.run.samples,
                 unet=session.accelerator.unwrap_model(session.unet, keep_fp32_wrapper=True),
