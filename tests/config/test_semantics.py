@@ -456,6 +456,20 @@ def test_every_path_that_a_run_writes_to_is_absolute(resolve, tmp_path) -> None:
     assert not (tmp_path / "logs").exists()
 
 
+def test_paths_of_inputs_do_not_depend_on_the_folders_that_they_lead_through(resolve, tmp_path, micro_model) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "model").symlink_to(micro_model)
+    run = resolve({"data_root": "configs/../input", "resume_ckpt": "./configs/../model"})
+    assert (run.train.data_root, run.model.location) == (str(tmp_path / "input"), str(tmp_path / "model"))
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "far" / "input").mkdir()
+    (tmp_path / "link").symlink_to("far/away")
+    run = resolve({"data_root": "link/../input"})
+    assert os.path.realpath(run.train.data_root) == str(tmp_path / "far" / "input"), (
+        "it is not the input beside the link"
+    )
+
+
 def test_seed_minus_one_draws_a_seed_and_says_which(resolve) -> None:
     runs = [resolve({"seed": -1}) for _ in range(3)]
     seeds = {run.train.seed for run in runs}

@@ -79,6 +79,17 @@ def test_what_run_json_holds(run_cli, write_optimizer, tmp_path, micro_model) ->
     assert record["processes"] == 1
 
 
+def test_an_infinite_default_is_left_out_and_comes_back(run_cli, write_optimizer, tmp_path) -> None:
+    write_optimizer({"base": {"optimizer": "prodigyopt:Prodigy", "d0": 1e-5}})
+    assert run_cli(max_steps=1) == 0
+    (folder,) = folders(tmp_path)
+    record = json.loads((folder / "run.json").read_text(), parse_constant=pytest.fail)
+    assert record["optimizer"]["base"]["d0"] == 1e-5
+    assert "growth_rate" not in record["optimizer"]["base"]
+    options = load_config({}, load_registry(), folder / "run.json").components["unet"].options
+    assert (options.d0, options.growth_rate) == (1e-5, float("inf"))
+
+
 def test_the_git_commit_of_the_current_directory(run_cli, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     commands = (

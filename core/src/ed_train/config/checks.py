@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ed_train.config.describe import show
 from ed_train.config.train_keys import TrainConfig
 from ed_train.errors import Problem
+from ed_train.paths import straight
 
 if TYPE_CHECKING:
     from ed_train.config.optimizer_keys import Given
@@ -66,7 +67,7 @@ def find_input(value: str, folder: Path) -> tuple[Path | None, str]:
         places = list(dict.fromkeys((folder / path).absolute() for folder in (folder, Path())))
         for place in places:
             if place.exists():
-                return place, ""
+                return straight(place), ""
         names = sorted(n for place in places if place.parent.is_dir() for n in os.listdir(place.parent))
     except (OSError, ValueError, RuntimeError) as error:
         return None, f"got {show(value)}; not a usable path: {error}"

@@ -5,6 +5,7 @@ It holds the content of a train.json and an optimizer.json in which nothing is l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -65,7 +66,15 @@ def _optimizer_section(run: RunConfig) -> dict[str, Any]:
 def _component_section(config: ComponentConfig) -> dict[str, Any]:
     optimizer = config.optimizer
     name = f"{optimizer.distribution}:{optimizer.spec.name}" if optimizer.verified else optimizer.spec.name
-    return {"optimizer": name, **vars(config.options), **{key: getattr(config, key) for key in SCHEDULE_KEYS}}
+    options = {key: value for key, value in vars(config.options).items() if _is_json(value)}
+    return {"optimizer": name, **options, **{key: getattr(config, key) for key in SCHEDULE_KEYS}}
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON has this value; an infinity can only be a default, and is one again where it is left out."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_json, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def read_record(document: Document) -> Record | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ed_train.models.header import Header, check_torch_zip, read_safetensors_header
+from ed_train.paths import straight
 
 PARTS = ("unet", "text_encoder", "vae", "tokenizer", "scheduler")
 SUFFIXES = (".safetensors", ".ckpt")
@@ -155,7 +156,7 @@ def _find(ref: str, base: Path) -> Path | None:
         try:
             path = (folder / Path(ref).expanduser()).absolute()
             if ref and path.exists():
-                return path
+                return straight(path)
         except (OSError, ValueError, RuntimeError):  # a NUL, a name that is too long, an unknown ~user
             return None
     return None
