@@ -28,6 +28,12 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
+_STRING_ERRORS = (
+    ("Unterminated", 'the text that begins here does not end; close it with "'),
+    ("Invalid control", "a line break or tab within a text; write \\n or \\t"),
+    ("Invalid \\", "a backslash within a text; write two of them, or / in paths"),
+)
+"""What the standard library says of a text, by its first words, and what we say."""
 _LITERALS = {"true": True, "false": False, "null": None}
 
 
@@ -182,7 +188,11 @@ class _Parser:
                 raise self._error(f'remove the comma before "{close}"', comma)
 
     def _string(self, at: int) -> tuple[str, int]:
-        value, end = scanstring(self.text, at + 1, True)
+        try:
+            value, end = scanstring(self.text, at + 1, True)
+        except JSONDecodeError as error:
+            advice = next((advice for begins, advice in _STRING_ERRORS if error.msg.startswith(begins)), error.msg)
+            raise self._error(advice, error.pos) from None
         if match := _UNUSABLE.search(value):
             kind = "a NUL character" if match.group() == "\x00" else "half a surrogate pair"
             raise self._error(f"a text with {kind}", at)
