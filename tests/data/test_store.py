@@ -113,11 +113,12 @@ def test_the_older_of_two_packs_keeps_a_key(tmp_path):
 
 
 def test_stale_temporary_files_are_removed_and_fresh_ones_kept(tmp_path):
-    for name, age in (("old.tmp", 2 * 24 * 3600), ("new.tmp", 0)):
+    old, new = (f"{letter * 32}.safetensors.{'0' * 32}.tmp" for letter in "ab")
+    for name, age in ((old, 2 * 24 * 3600), (new, 0), ("foreign.tmp", 2 * 24 * 3600)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     TensorStore(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["new.tmp"]
+    assert {path.name for path in tmp_path.iterdir()} == {new, "foreign.tmp"}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="RLIMIT_FSIZE")

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ed_train.data.files import reason, shown, write_atomic
+from ed_train.data.files import reason, remove_half_written, shown, write_atomic
 
 try:
     import fcntl
@@ -25,7 +25,6 @@ KINDS = {"latents": "latents", "tokens": "token ids", "text": "text embeddings"}
 """The folders of packs in a cache folder, and what they hold."""
 
 _PACK = re.compile(r"[0-9a-f]{32}\.safetensors")
-_HALF_WRITTEN = re.compile(r"([0-9a-f]{32}\.safetensors|[a-z]+\.json)\.[0-9a-f]{32}\.tmp")
 _DAY = 24 * 3600
 
 
@@ -52,7 +51,7 @@ class CacheFolder:
     def packs(self) -> list[Pack]:
         """The packs, those that were not used for longest first."""
         used, found = self._read(), []
-        for path in self._files(_PACK):
+        for path in self._pack_files():
             try:
                 stat = path.stat()
             except FileNotFoundError:  # another process removes them, too
@@ -62,7 +61,7 @@ class CacheFolder:
 
     def mark_used(self, paths: Iterable[Path]) -> None:
         """Remember that a run uses these packs now. A failure is a warning."""
-        now, present = time.time(), {self._name(path) for path in self._files(_PACK)}
+        now, present = time.time(), {self._name(path) for path in self._pack_files()}
         used = {**self._read(), **{self._name(path): now for path in paths}}
         try:
             content = {name: moment for name, moment in used.items() if name in present}
@@ -82,10 +81,8 @@ class CacheFolder:
         oldest = time.time() - days * _DAY
         with self._locked(alone=True):
             gone = self._remove([pack for pack in self.packs() if pack.used <= oldest])
-            for path in self._files(_HALF_WRITTEN):
-                with suppress(FileNotFoundError):  # its owner has just finished it
-                    if path.stat().st_mtime <= min(oldest, time.time() - _DAY):  # a younger one may be in the making
-                        path.unlink()
+            for folder in self._folders:
+                remove_half_written(folder)
         return gone
 
     @contextmanager
@@ -150,10 +147,13 @@ class CacheFolder:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def _files(self, pattern: re.Pattern[str]) -> list[Path]:
-        folders = [self.folder, *(self.folder / kind for kind in KINDS)]
-        found = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
-        return [path for path in found if pattern.fullmatch(path.name) and path.is_file() and not path.is_symlink()]
+    @property
+    def _folders(self) -> list[Path]:
+        return [self.folder, *(self.folder / kind for kind in KINDS)]
+
+    def _pack_files(self) -> list[Path]:
+        found = (path for folder in self._folders if folder.is_dir() for path in folder.iterdir())
+        return [path for path in found if _PACK.fullmatch(path.name) and path.is_file() and not path.is_symlink()]
 
     def _name(self, path: Path) -> str:
         return f"{path.parent.name}/{path.name}"

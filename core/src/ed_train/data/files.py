@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import time
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
@@ -100,6 +103,11 @@ def reason(error: Exception) -> str:
     return text[:1].lower() + text[1:]
 
 
+_TEMPORARY = re.compile(r"([0-9a-f]{32}\.safetensors|[a-z]+\.json)\.[0-9a-f]{32}\.tmp")
+"""What `write_atomic` writes packs and indices of the caches to, before they have their names."""
+_DAY = 24 * 3600
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file that is there completely or not at all, also after a crash or with two writers.
 
@@ -117,6 +125,18 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Delete what processes that were killed have left of `write_atomic`; what is young may still be in the making.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    for path in folder.glob("*.tmp"):
+        with suppress(FileNotFoundError):  # its owner has just finished it
+            if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > _DAY:
+                path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

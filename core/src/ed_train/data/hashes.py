@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import PIL
+
 from ed_train.data.files import reason, shown, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -47,11 +49,12 @@ class ImageHashes:
         return sha256.hexdigest()
 
     def why_undecodable(self, content: str) -> str | None:
-        """Return why the file with this hash cannot be decoded, or None if nothing is known against it."""
-        return self._undecodable.get(content)
+        """Return why this Pillow cannot decode the file with this hash, or None if nothing is known against it."""
+        return self._undecodable.get(_by_this_pillow(content))
 
     def mark_undecodable(self, content: str, why: str) -> None:
-        self._undecodable[content] = why
+        """Remember why this Pillow cannot decode it; another one may."""
+        self._undecodable[_by_this_pillow(content)] = why
         self._changed = True
 
     def save(self) -> None:
@@ -65,6 +68,10 @@ class ImageHashes:
             self._changed = False
         except OSError as error:
             logger.warning("%s: not written, images are hashed again next time: %s", shown(self._file), reason(error))
+
+
+def _by_this_pillow(content: str) -> str:
+    return f"{content} {PIL.__version__}"
 
 
 def _read(file: Path) -> tuple[dict[str, tuple[int, int, str]], dict[str, str]]:

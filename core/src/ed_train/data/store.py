@@ -17,12 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ed_train.data.files import reason, shown, write_atomic
+from ed_train.data.files import reason, remove_half_written, shown, write_atomic
 from ed_train.errors import ConfigError, Problem
 
 logger = logging.getLogger(__name__)
 
-_STALE_SECONDS = 24 * 3600
 _PACK_BYTES = 64 << 20
 _PACK_SECONDS = 120.0
 
@@ -74,7 +73,7 @@ class TensorStore:
         self.used: set[Path] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._remove_stale()
+            remove_half_written(folder)
             self.refresh()
         except OSError as error:
             message = f"cannot be used as a cache folder: {reason(error)}; choose another one"
@@ -141,13 +140,6 @@ class TensorStore:
             return
         for key in keys:
             self._packs.setdefault(key, []).append(_Place(path, pack, checksums.get(key)))
-
-    def _remove_stale(self) -> None:
-        """Delete what a process that was killed left half written; younger files may still be in the making."""
-        for path in self._folder.glob("*.tmp"):
-            with contextlib.suppress(FileNotFoundError):  # its owner has just finished it
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
 
 
 @dataclass
