@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import field, make_dataclass
@@ -21,15 +20,9 @@ from ed_train.config.describe import leaf_types
 from ed_train.errors import ConfigError
 from ed_train.specs import Help, NonNegative, OptimizerSpec, Params
 
-_CLASS_NAME = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)\Z")
 _HELP = Help("an argument of the class's constructor")
 _REQUIRED = inspect.Parameter.empty
 _KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
-
-def is_class_name(name: str) -> bool:
-    """Whether a name has the form ``module:Class``."""
-    return bool(_CLASS_NAME.match(name.strip()))
 
 
 @lru_cache(maxsize=64)  # one config type for each, so that its checker is built once

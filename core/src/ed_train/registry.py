@@ -23,7 +23,7 @@ from ed_train.entry_points import EntryPoint, find_entry_points, normalized
 from ed_train.errors import ConfigError, PluginError
 from ed_train.first_party import DISTRIBUTION_OF_OPTIMIZER
 from ed_train.selection import LEFT_OUT_BY, check_core_version, wanted_plugins
-from ed_train.specs import FreezePolicy, OptimizerSpec
+from ed_train.specs import CLASS_NAME, FreezePolicy, OptimizerSpec
 
 SLOW_IMPORT = 0.25
 """Seconds; a plugin that imports nothing heavy takes a few milliseconds."""
@@ -122,10 +122,10 @@ class OptimizerRegistry:
         if len(found) == 1:
             return found[0]
         if not found and distribution:
-            from ed_train.class_optimizer import is_class_name, optimizer_of_class
-
             known = short in {*self.names, *DISTRIBUTION_OF_OPTIMIZER} and short == name.strip().rpartition(":")[2]
-            if is_class_name(name) and not known:
+            if CLASS_NAME.match(name.strip()) and not known:
+                from ed_train.class_optimizer import optimizer_of_class
+
                 return RegisteredOptimizer(*optimizer_of_class(name), verified=False)
         raise ConfigError(self._not_found(name, distribution, short) if not found else _ambiguous(name, found))
 

@@ -75,7 +75,7 @@ RESERVED_SECTIONS = frozenset({
 })  # fmt: skip
 """Keys at the top level of optimizer.json that belong to no plugin."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
-_CLASS_NAME = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*\Z")
+CLASS_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*\Z")
 """``module:Class``, the name of an optimizer that comes from no plugin."""
 
 
@@ -149,7 +149,7 @@ class OptimizerSpec:
     advice: Callable[[Any, TrainingPlan], Iterable[str]] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not (_NAME.match(self.name) or _CLASS_NAME.match(self.name)):
+        if not isinstance(self.name, str) or not (_NAME.match(self.name) or CLASS_NAME.match(self.name)):
             raise PluginError(f"optimizer name {self.name!r}: expected lower-case letters, digits and underscores")
         _check_fields(self, f"optimizer {self.name!r}", _SPEC_FIELDS)
         _check_config_type(self.config_type, owner=f"optimizer {self.name!r}")
