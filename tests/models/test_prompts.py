@@ -31,22 +31,23 @@ def test_a_json_file_with_everything(tmp_path: Path) -> None:
     settings, _ = read(
         tmp_path,
         {
-            "doc": "notes", "batch_size": 3, "seed": 7, "cfgs": [7, 4, 1.01], "scheduler": "dpm++",
-            "num_inference_steps": 15, "show_progress_bars": True, "generate_samples_every_n_steps": 200,
-            "generate_pretrain_samples": True,
+            "doc": "notes", "batch_size": 3, "seed": 7, "cfgs": [7, 4, 1.01], "scheduler": "dpm++_2m",
+            "resolution": 640, "num_inference_steps": 15, "show_progress_bars": True,
+            "generate_samples_every_n_steps": 200, "generate_pretrain_samples": True,
             "samples": [
                 {"prompt": "a cat", "negative_prompt": "a dog", "seed": -1, "size": [640, 384]},
-                {"random_caption": True, "size": None},
+                {"random_caption": True, "size": None, "aspect_ratio": 1.5},
             ],
         },
     )  # fmt: skip
     assert settings is not None
     assert vars(settings) == {
-        "batch_size": 3, "seed": 7, "cfgs": (7, 4, 1.01), "scheduler": "dpm++", "num_inference_steps": 15,
+        "batch_size": 3, "seed": 7, "cfgs": (7, 4, 1.01), "scheduler": "dpm++_2m", "resolution": 640,
+        "num_inference_steps": 15,
         "show_progress_bars": True, "generate_samples_every_n_steps": 200, "generate_pretrain_samples": True,
         "samples": (
             SamplePrompt(prompt="a cat", negative_prompt="a dog", seed=-1, size=(640, 384)),
-            SamplePrompt(random_caption=True),
+            SamplePrompt(random_caption=True, aspect_ratio=1.5),
         ),
     }  # fmt: skip
 
@@ -97,7 +98,10 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
     "content",
     [
         {"cfgs": []},
-        {"scheduler": "euler"},
+        {"scheduler": "kdpm2"},
+        {"resolution": 500},
+        {"samples": [{"prompt": "x", "size": [64, 64], "aspect_ratio": 1}]},
+        {"samples": [{"prompt": "x", "aspect_ratio": 5}]},
         {"num_inference_steps": 1.5},
         {"seed": 2**32},
         {"samples": "a cat"},

@@ -14,6 +14,7 @@ from ed_train.models.grid import Sample, sample_grid
 from ed_train.models.load import SdModel
 from ed_train.models.prompts import SamplePrompt, SampleSettings, read_sample_prompts
 from ed_train.models.reference import ModelReference
+from ed_train.models.samplers import SAMPLERS
 from ed_train.models.samples import draw_samples, save_samples
 from PIL import Image, ImageDraw
 
@@ -95,6 +96,26 @@ def test_a_picture_does_not_depend_on_what_is_drawn_with_it(parts: Parts) -> Non
     drawn = [pixels(s.image) for s in draw_samples(company, **parts)]
     assert abs(drawn[1] - alone).max() <= 1
     assert abs(drawn[2] - alone).max() > 1
+
+
+@pytest.mark.parametrize("scheduler", SAMPLERS)
+def test_a_samplers_own_noise_comes_from_the_pictures_seed(scheduler: Any, parts: Parts) -> None:
+    prompts = (SamplePrompt(prompt="a dog", seed=1), SamplePrompt(prompt="a cat", seed=2))
+    both = SampleSettings(samples=prompts, num_inference_steps=3, scheduler=scheduler)
+    alone = SampleSettings(samples=prompts[1:], num_inference_steps=3, scheduler=scheduler)
+    together = pixels(draw_samples(both, **parts)[1].image)
+    assert abs(together - draw_one(alone, parts)).max() <= 1
+    assert together.std() > 1
+
+
+def test_an_aspect_ratio_and_a_resolution_say_the_size(parts: Parts) -> None:
+    prompts = (
+        SamplePrompt(prompt="a", aspect_ratio=1.9),
+        SamplePrompt(prompt="b"),
+        SamplePrompt(prompt="c", size=(64, 128)),
+    )
+    settings = SampleSettings(samples=prompts, num_inference_steps=1, resolution=128)
+    assert [s.image.size for s in draw_samples(settings, **parts)] == [(192, 64), (128, 128), (64, 128)]
 
 
 def test_seed_minus_1_is_new_each_time_and_says_which(parts: Parts) -> None:
@@ -182,7 +203,7 @@ def test_v_prediction_is_respected(sd2: Path) -> None:
     assert (draw_one(CATS, parts) != draw_one(CATS, parts, scheduler_config=as_epsilon)).any()
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("scheduler", SAMPLERS)
 @pytest.mark.parametrize(("folder", "at_the_end"), [("sd1", False), ("sd2", True)])
 def test_zero_terminal_snr_starts_where_the_prediction_means_something(
     folder: str, at_the_end: bool, scheduler: Any, request: pytest.FixtureRequest

@@ -15,6 +15,8 @@ from ed_train.specs import Bounds, Help, NonNegative
 
 Seed = Annotated[int, Bounds(ge=-1, le=2**32 - 1)]
 Side = Annotated[int, Bounds(ge=64, le=4096)]
+Sampler = Literal["ddim", "ddpm", "euler", "euler_a", "dpm++", "dpm++_2m", "dpm++_2m_sde"]
+"""`ed_train.models.samplers` has what they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +27,17 @@ class SamplePrompt:
     negative_prompt: Annotated[str, Help("what to steer away from")] = ""
     seed: Annotated[Seed | None, Help("seed of its noise; -1: a new one each time; null: the file's seed")] = None
     size: Annotated[tuple[Side, Side] | None, Help("width and height in pixels, multiples of 8; null: square")] = None
+    aspect_ratio: Annotated[
+        Annotated[float, Bounds(ge=0.25, le=4)] | None,
+        Help("width / height, in place of size: the nearest size that pictures train at"),
+    ] = None
     random_caption: Annotated[bool, Help("draw a caption of the training data in place of the prompt")] = False
 
     def __post_init__(self) -> None:
         if self.size is not None and any(side % 8 for side in self.size):
             raise ValueError(f"size: got {list(self.size)}; expected multiples of 8 (better: of 64)")
+        if self.size is not None and self.aspect_ratio is not None:
+            raise ValueError("size and aspect_ratio both say what shape it has; keep one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +48,10 @@ class SampleSettings:
     batch_size: Annotated[Annotated[int, Bounds(ge=1, le=256)], Help("pictures drawn at once")] = 4
     seed: Annotated[Seed, Help("seed of the noise; -1: a new one each time")] = 555
     cfgs: Annotated[tuple[NonNegative, ...], Help("guidance scales; each picture is drawn with each")] = (7.0,)
-    scheduler: Annotated[Literal["ddim", "dpm++"], Help("sampler")] = "ddim"
+    scheduler: Annotated[Sampler, Help("sampler")] = "ddim"
+    resolution: Annotated[
+        Side | None, Help("pixels of a square picture's side, a multiple of 64; null: train.json's")
+    ] = None
     num_inference_steps: Annotated[Annotated[int, Bounds(ge=1, le=1000)], Help("denoising steps")] = 30
     show_progress_bars: Annotated[bool, Help("show a bar for the denoising steps")] = False
     generate_samples_every_n_steps: Annotated[
@@ -49,6 +60,8 @@ class SampleSettings:
     generate_pretrain_samples: Annotated[bool, Help("draw before the first step, too")] = True
 
     def __post_init__(self) -> None:
+        if self.resolution is not None and self.resolution % 64:
+            raise ValueError(f"resolution: got {self.resolution}; expected a multiple of 64")
         if not self.cfgs:
             raise ValueError("cfgs: got an empty list; expected at least one guidance scale, e.g. 7")
 

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from ed_train.data.buckets import Size, bucket_sizes, nearest_bucket
 from ed_train.models.grid import Sample
-from ed_train.models.prompts import SampleSettings
+from ed_train.models.prompts import SamplePrompt, SampleSettings
 from ed_train.models.quiet import quiet_libraries
+from ed_train.models.samplers import make_sampler
 from ed_train.models.text import text_embeddings
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def _write(image: Image.Image, path: Path, comment: str = "") -> None:
 
 
 def _jobs(settings: SampleSettings, resolution: int, captions: Sequence[str]) -> Iterator[_Job]:
-    number = 0
+    number, side = 0, settings.resolution or resolution
     for index, sample in enumerate(settings.samples):
         seed = settings.seed if sample.seed is None else sample.seed
         if seed == -1:
@@ -138,10 +140,14 @@ def _jobs(settings: SampleSettings, resolution: int, captions: Sequence[str]) ->
         if sample.random_caption and captions:
             prompt = random.Random(f"{seed}/{index}").choice(captions)
         for cfg in settings.cfgs:
-            yield _Job(
-                number, index, prompt, sample.negative_prompt, seed, sample.size or (resolution, resolution), cfg
-            )
+            yield _Job(number, index, prompt, sample.negative_prompt, seed, _size(sample, side), cfg)
             number += 1
+
+
+def _size(sample: SamplePrompt, side: int) -> Size:
+    if sample.size is None and sample.aspect_ratio is not None:
+        return nearest_bucket(round(sample.aspect_ratio * 1000), 1000, bucket_sizes(side))
+    return sample.size or (side, side)
 
 
 @contextmanager
@@ -165,15 +171,14 @@ def _drawing(modules: Iterable[torch.nn.Module], vae: AutoencoderKL, device: tor
 def _pipeline(
     settings: SampleSettings, unet: Any, text_encoder: Any, vae: Any, tokenizer: Any, config: Mapping[str, Any]
 ) -> StableDiffusionPipeline:
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
-    scheduler_class = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}[settings.scheduler]
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=scheduler_class.from_config({**config, "clip_sample": False}),  # latents reach far beyond [-1, 1]
+        scheduler=make_sampler(settings.scheduler, config),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
