@@ -109,6 +109,25 @@ def test_tensorboard_has_every_scalar_and_sample_pictures(
     assert len(list((folder / "samples").iterdir())) == 3 * 5, "four pictures and a grid each time"
 
 
+@pytest.mark.parametrize("at", ["diffusers.UNet2DConditionModel.forward", "torch.optim.AdamW.step"])
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_device_without_memory_to_train_is_an_error_that_says_what_takes_less(
+    run_cli, write_optimizer, monkeypatch, capsys, at, in_backward
+) -> None:
+    write_optimizer({"base": {"optimizer": "adamw"}})
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 3.00 GiB. And more.")
+
+    monkeypatch.setattr(at, full)
+    assert run_cli(optimizer_in_backward=in_backward) == 1
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    expected = (
+        "error: the device's memory is full: CUDA out of memory. Tried to allocate 2.00 GiB; a smaller batch_size, "
+    )
+    assert line.startswith(expected)
+
+
 def test_a_device_without_memory_for_samples_costs_the_samples_alone(
     run_cli, write_optimizer, monkeypatch, capsys, tmp_path
 ) -> None:

@@ -97,6 +97,8 @@ class PartialSteps:
         finite = torch.stack([self._norms[index] for index in waiting]).isfinite().tolist()
         try:
             self._step([index for index, good in zip(waiting, finite, strict=True) if good])
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             raise step_failed(self.component, error) from error
         for index in waiting:

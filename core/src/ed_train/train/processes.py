@@ -45,14 +45,18 @@ def make_accelerator(run: RunConfig) -> tuple[Accelerator, str]:
 
 
 @contextmanager
-def lost_process_named() -> Generator[None]:
-    """A block in which the network's errors, which follow when another process of the run ends, become one line.
+def failures_named() -> Generator[None]:
+    """A block in which failures that are nobody's mistake become one line: of the device's memory, of the network.
 
     Raises:
-        EdTrainError: another process has ended.
+        EdTrainError: the memory is full, or another process has ended, upon which the network's errors follow.
     """
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        less = "a smaller batch_size, gradient_checkpointing, optimizer_in_backward and other optimizers take less"
+        what = ". ".join(str(error).split(". ")[:2])
+        raise EdTrainError(f"the device's memory is full: {what}; {less}: see ed-train --plan-memory") from error
     except RuntimeError as error:
         if not isinstance(error, getattr(torch.distributed, "DistError", ())) and "gloo" not in str(error):
             raise

@@ -73,6 +73,8 @@ def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
             for component in session.components:
                 try:
                     (component.partial_steps or component.optimizer).step()
+                except torch.OutOfMemoryError:
+                    raise
                 except Exception as error:
                     raise step_failed(component, error) from error
                 component.lr_scheduler.step()

@@ -8,7 +8,7 @@ from signal import SIGTERM
 
 from ed_train.config.run import RunConfig
 from ed_train.train.precision import tweak_scaler
-from ed_train.train.processes import lost_process_named
+from ed_train.train.processes import failures_named
 from ed_train.train.reload import reload_settings
 from ed_train.train.session import Session
 from ed_train.train.setup import start
@@ -25,7 +25,7 @@ def train(run: RunConfig) -> None:
         EdTrainError: training cannot go on, or a checkpoint cannot be written.
         Interrupted: a signal came; the step was finished and saved.
     """
-    with lost_process_named(), StopSignals() as signals:
+    with failures_named(), StopSignals() as signals:
         session, report = start(run, signals)
         with signals.deferred():
             try:
