@@ -130,7 +130,7 @@ def test_config_errors_exit_with_2_and_a_line_each(wrong_files) -> None:
     lines = done.stderr.splitlines()
     assert len(lines) == 3
     assert all(line.startswith("error: ") for line in lines)
-    assert "error: train.json:2: batch_size: got 0 (number); expected an integer >= 1" in lines
+    assert "error: train.json:2: batch_size: got 0 (number); expected an integer >= 1 and <= 16384" in lines
     assert 'error: --seed: got "x" (string); expected an integer >= -1 and <= 4294967295' in lines
     assert any("optimizer.json:1: base.optimizer: no installed optimizer is called 'adamw8bits'" in x for x in lines)
     assert sorted(os.listdir(wrong_files)) == ["optimizer.json", "train.json"]
@@ -154,6 +154,9 @@ WRONG_COMMAND_LINES = {
     "--zzz": "--zzz: unknown flag; see ed-train --help",
     "-x": "-x: unknown flag; see ed-train --help",
     "--conf train.json": "--conf: unknown flag; did you mean --config?",
+    "-- --check": "--: nothing can stand behind it; remove it",
+    "--lr -1e-6": "--lr: got -1e-06 (number); expected a number > 0 or null",
+    "--lr -inf": "--lr: got -Infinity (number); expected a number > 0 or null",
     "train.json": "train.json: not a flag; did you mean --config train.json?",
     "train": "train: not a flag",
     "--lr": "command line: argument --lr: expected one argument; see ed-train --help",
@@ -171,6 +174,22 @@ def test_wrong_command_lines(line, wrong_files, monkeypatch, capsys) -> None:
     assert main(line.split()) == 2
     first = capsys.readouterr().err.splitlines()[0]
     assert first == "error: " + WRONG_COMMAND_LINES[line].format(folder=wrong_files)
+
+
+def test_an_empty_argument_is_shown() -> None:
+    with pytest.raises(ConfigError, match='"": not a flag'):
+        parse_arguments([""])
+
+
+def test_a_flag_that_is_given_twice_is_said(wrong_files) -> None:
+    arguments = parse_arguments(
+        ["--lr", "1", "--max-epochs=2", "--seed", "3", "--seed", "3", "--lr=2", "--max_epochs", "4"]
+    )
+    assert (arguments.flags["lr"], arguments.flags["max_epochs"]) == ("2", "4")
+    assert arguments.notes == (
+        "--lr 2 overrides --lr 1, given before it",
+        "--max_epochs 4 overrides --max_epochs 2, given before it",
+    )
 
 
 def test_two_unknown_flags_are_both_reported() -> None:

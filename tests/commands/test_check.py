@@ -201,6 +201,27 @@ def test_pictures_that_cannot_be_used_are_warnings(command, photos, tmp_path) ->
     assert f"warning: picture not used: {skipped}" in command("--check", data_root=data).out
 
 
+def test_problems_of_all_folders_of_pictures_are_reported_at_once(command, photos, tmp_path) -> None:
+    for name in ("data", "first", "second"):
+        (tmp_path / name).mkdir()
+    config = {"val_split_mode": "manual", "val_data_root": "first", "extra_manual_datasets": {"more": "second"}}
+    (tmp_path / "validation.json").write_text(json.dumps(config))
+    files = {"data_root": tmp_path / "data", "validation_config": tmp_path / "validation.json"}
+    shown = command("--check", "--json", **files)
+    assert shown.status == 2
+    assert [e["key"] for e in shown.json["errors"]] == ["", "val_data_root", "extra_manual_datasets.more"]
+    assert command("--check", **{**files, "data_root": photos}).err.count("no usable image") == 2
+
+
+def test_a_noise_schedule_that_cannot_be_made(command, micro_model, tmp_path) -> None:
+    model = Path(shutil.copytree(micro_model, tmp_path / "model"))
+    config = model / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "beta_schedule": "nothing"}))
+    shown = command("--check", resume_ckpt=model)
+    assert shown.status == 2
+    assert "the noise schedule cannot be made: nothing is not implemented" in shown.err
+
+
 def test_problems_that_show_late_are_reported_together_with_their_places(command, write_optimizer, tmp_path) -> None:
     (tmp_path / "nothing").mkdir()
     optimizer = {"base": {"optimizer": "paged_lion8bit"}, "text_encoder_overrides": {"optimizer": "paged_adamw8bit"}}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from ed_train.config.checks import output_problem
 from ed_train.config.jsontext import read_json_object
+from ed_train.config.load import load_config
 from ed_train.errors import ConfigError
+from ed_train.registry import load_registry
 
 BAD_TEXTS = {
     "empty file": ("", "found an empty file; expected an object"),
@@ -21,8 +25,11 @@ BAD_TEXTS = {
     "comment behind a value": ('{"lr": 1, # x\n "wandb": true}', "t.json:1:11: JSON has no comments"),
     "comment before a comma": ('{"lr": 1 /* x */, "wandb": true}', "t.json:1:10: JSON has no comments"),
     "comment at the end": ('{"lr": 1} // x', "JSON has no comments"),
+    "block comment": ('{ /* note */ "lr": 1}', "t.json:1:3: JSON has no comments"),
     "comment for a value": ('{"lr": # x\n 1}', "JSON has no comments"),
-    "single quotes": ("{'lr': 1}", "t.json:1:2: expected a key in double quotes"),
+    "single quotes": ("{'lr': 1}", "t.json:1:2: single quotes are not JSON"),
+    "no quotes": ("{lr: 1}", 't.json:1:2: expected a key in double quotes; write "lr"'),
+    "number for a key": ("{3: 1}", "t.json:1:2: expected a key in double quotes"),
     "single-quoted value": ("{\"a\": 'b'}", "single quotes are not JSON"),
     "duplicate key": ('{"lr": 1,\n "lr": 2}', "t.json:2: lr: duplicate key; it stands in line 1 and in line 2"),
     "NaN": ('{"lr": NaN}', "JSON has no NaN"),
@@ -39,6 +46,8 @@ BAD_TEXTS = {
     "a Windows path": (r'{"a": "C:\pics"}', "t.json:1:10: a backslash within a text; write two of them, or / in paths"),
     "another Windows path": (r'{"a": "C:\users"}', "a backslash within a text; write two of them, or / in paths"),
     "tab in a text": ('{"a": "b\tc"}', "t.json:1:9: a line break or tab within a text; write \\n or \\t"),
+    "cut short behind a comma": ('{"a": 1,', "the file ends too early"),
+    "UTF-16 without a mark": ("".join(f"{c}\0" for c in '{"a": 1}'), "has NUL characters; save the file as UTF-8"),
     "cut short behind a key": ('{"a":', "the file ends too early"),
     "two values": ("{} {}", "unexpected text after the end"),
     "leading zero": ('{"a": 01}', "does not begin a number in JSON"),
@@ -69,6 +78,37 @@ def test_other_encodings_are_named_as_the_problem(encoding: str, tmp_path: Path)
         read_json_object(tmp_path / "t.json")
 
 
+def test_a_pipe_and_an_endless_file_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.json")
+    with pytest.raises(ConfigError, match=r"t\.json: found an empty file"):
+        read_json_object(tmp_path / "t.json")
+    with pytest.raises(ConfigError, match="zero: larger than"):
+        read_json_object(Path("/dev/zero"))
+
+
+def test_a_pipe_that_is_written_to_is_read_to_its_end(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        time.sleep(0.2)  # the reader waits for it
+        os.write(write, b'{"lr": 1}')
+        os._exit(0)
+    os.close(write)
+    assert read_json_object(Path(f"/dev/fd/{read}")).value == {"lr": 1}
+    os.close(read)
+    os.waitpid(child, 0)
+
+
+def test_a_duplicate_key_does_not_hide_other_problems(tmp_path: Path, problems) -> None:
+    text = '{"lr": 1,\n"lr": 2,\n"batch_size": 0}'
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config({}, load_registry(), tmp_path / "train.json")
+    lines = str(error.value).splitlines()
+    assert "train.json:2: lr: duplicate key; it stands in line 1 and in line 2; keep one" in lines
+    assert any(line.startswith("train.json:3: batch_size: got 0") for line in lines)
+
+
 def test_missing_file_names_the_folder_and_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text("{}")
     with pytest.raises(ConfigError) as error:
@@ -89,6 +129,15 @@ BAD_TRAIN_VALUES = [
     ("lr", 0, "0 (number); expected a number > 0"),
     ("batch_size", 0, "0 (number); expected an integer >= 1"),
     ("batch_size", 1.5, "1.5 (number); expected an integer >= 1"),
+    ("batch_size", 10**20, "expected an integer >= 1 and <= 16384"),  # would be planned until the memory is full
+    ("max_epochs", 10**9, "expected an integer >= 1 and <= 100000"),
+    ("logdir", "", 'got ""; expected a folder'),
+    ("cache_dir", "", 'got ""; expected a folder'),
+    ("save_ckpt_dir", "", 'got ""; expected a folder'),
+    ("data_root", "", "not a usable path: it is empty"),
+    ("logdir", "~nobody-of-that-name/logs", "there is no such user; to begin a name with ~, write ./~nobody"),
+    ("logdir", "y" * 300, "not a usable path: File name too long"),
+    ("data_root", "y" * 3000, "not a usable path: File name too long"),
     ("max_epochs", -1, "-1 (number); expected an integer >= 1"),
     ("grad_accum", 0, "0 (number); expected an integer >= 1"),
     ("seed", -2, "-2 (number); expected an integer >= -1"),
@@ -168,11 +217,30 @@ def test_all_problems_of_all_files_are_reported_at_once(problems) -> None:
     assert any("data_root" in line and "not found as" in line for line in lines)
 
 
+def test_all_problems_of_a_model_are_reported_at_once(problems, micro_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(micro_model, tmp_path / "model")
+    (tmp_path / "model/unet/diffusion_pytorch_model.safetensors").unlink()
+    (tmp_path / "model/vae/diffusion_pytorch_model.safetensors").write_bytes(b"")
+    lines = problems({"resume_ckpt": "model", "batch_size": 0})
+    batch_size, unet, vae = lines
+    assert "batch_size" in batch_size
+    assert "has no weights" in unet
+    assert "the file is empty" in vae
+
+
 def test_unreadable_output_folder(problems, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (line,) = problems({"logdir": "file"})
     assert "logdir" in line
     assert "is a file" in line
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link"])
+@pytest.mark.parametrize("key", ["logdir", "data_root", "optimizer_config"])
+def test_a_link_that_leads_nowhere(problems, tmp_path: Path, key, target) -> None:
+    (tmp_path / "link").symlink_to(target)
+    (line,) = problems({key: "link"})
+    assert f"{tmp_path / 'link'} is a link that leads nowhere" in line
 
 
 def test_read_only_output_folder(tmp_path: Path) -> None:

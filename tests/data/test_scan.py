@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,18 @@ def test_symlink_loops_end(tmp_path, photo):
     assert names(dataset.items) == ["chelsea.png"]
     assert names(dataset.skipped) == ["self", "self.jpg"]
     assert dataset.notes[0] == f"folder met again through a link, not read twice ({tmp_path / 'a/up'})"
+
+
+def test_what_runs_have_drawn_does_not_train(tmp_path, photo):
+    photo("chelsea.png")
+    photo("rocket.jpg", "logs/one/samples/rocket.jpg")
+    (tmp_path / "logs/one/run.json").write_text('{\n  "ed_train_run": 1}')
+    photo("rocket.jpg", "other/rocket.jpg")
+    (tmp_path / "other/run.json").write_text('{"of": "somebody else"}')
+    dataset = scan(tmp_path)
+    assert names(dataset.items) == ["chelsea.png", "rocket.jpg"]
+    assert f"folder of a run, not read: what it drew does not train ({tmp_path / 'logs/one'})" in dataset.notes
+    assert names(scan(tmp_path / "logs/one").items) == ["rocket.jpg"]  # unless somebody wants just that
 
 
 def test_links_to_folders_and_files_elsewhere_are_followed(tmp_path, photo):
@@ -283,6 +296,23 @@ def test_a_bad_setting_names_file_value_and_what_is_allowed(tmp_path, photo, nam
     photo(to="cat.png")
     (tmp_path / name).write_text(content)
     assert problems_of(tmp_path) == [f"{tmp_path / name}: {message}"]
+
+
+@pytest.mark.parametrize("end", ["", " " * 5000], ids=["short", "long"])  # which are read by different loaders
+def test_a_key_that_stands_twice_in_a_yaml(tmp_path, photo, end):
+    photo(to="cat.png")
+    (tmp_path / "cat.yaml").write_text(f"multiply: 1\nflip_p: 0\nmultiply: 2{end}")
+    message = "not valid YAML: the key 'multiply' stands in line 1 and in line 3; keep one"
+    assert problems_of(tmp_path) == [f"{tmp_path / 'cat.yaml'}:3: {message}"]
+
+
+def test_a_value_is_quoted_up_to_a_readable_length(tmp_path, photo):
+    photo(to="cat.png")
+    levels = "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in pairwise("abcdefg"))
+    (tmp_path / "cat.yaml").write_text(f"a: &a [x]\n{levels}\nmultiply: *g")
+    (line,) = problems_of(tmp_path)
+    assert "... (list); expected a number from 0" in line
+    assert len(line) < 300
 
 
 def test_all_problems_of_all_files_are_reported_at_once(tmp_path, photo):

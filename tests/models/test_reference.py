@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ed_train.models.reference import check_model
+from ed_train.models.load import SdModel
+from ed_train.models.reference import ModelReference, check_model
+from safetensors.torch import load_file, save_file
 
 
 def messages(ref: str | Path, base: Path, model_config: str | None = None) -> list[str]:
@@ -139,6 +141,11 @@ def test_folder_with_a_second_text_encoder(own_sd1: Path) -> None:
     ("part", "changes", "message"),
     [
         ("unet/config.json", {"in_channels": 9}, "9 input channels, not 4 (inpainting?)"),
+        ("unet/config.json", {"out_channels": 8}, "8 output channels, not 4"),
+        ("unet/config.json", {"_class_name": "UNet3DConditionModel"}, "expected a UNet2DConditionModel"),
+        ("vae/config.json", {"latent_channels": 16}, "the VAE has 16 latent channels, not 4"),
+        ("vae/config.json", {"block_out_channels": [8, 8]}, "the VAE has 2 levels, not 4"),
+        ("vae/config.json", {"scaling_factor": "x"}, "the VAE's scaling_factor is 'x'; expected a number > 0"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "Stable Diffusion XL?"),
         ("unet/config.json", {"cross_attention_dim": 768}, "expects text embeddings of 768 and text_encoder makes 16"),
         ("text_encoder/config.json", {"model_type": "xlm-roberta"}, "text_encoder is a xlm-roberta"),
@@ -148,6 +155,66 @@ def test_folder_with_a_second_text_encoder(own_sd1: Path) -> None:
 def test_components_that_do_not_fit(part: str, changes: dict[str, Any], message: str, own_sd1: Path) -> None:
     edit_json(own_sd1 / part, **changes)
     assert message in only_message(own_sd1, own_sd1)
+
+
+def test_everything_that_does_not_fit_is_named_at_once(own_sd1: Path) -> None:
+    edit_json(own_sd1 / "unet" / "config.json", in_channels=9, out_channels=8)
+    edit_json(own_sd1 / "vae" / "config.json", latent_channels=16)
+    (own_sd1 / "tokenizer" / "merges.txt").unlink()
+    assert len(messages(own_sd1, own_sd1)) == 4
+
+
+def split_into_shards(weights: Path) -> tuple[Path, list[Path]]:
+    """Replace a component's weights by an index and two files; returns both."""
+    tensors = list(load_file(weights).items())
+    half, names = len(tensors) // 2, [f"{weights.stem}-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for name, part in zip(names, (tensors[:half], tensors[half:]), strict=True):
+        save_file(dict(part), weights.with_name(name))
+    places = {key: names[number >= half] for number, (key, _) in enumerate(tensors)}
+    index = weights.with_name(f"{weights.name}.index.json")
+    index.write_text(json.dumps({"weight_map": places}))
+    weights.unlink()
+    return index, [weights.with_name(name) for name in names]
+
+
+def test_weights_in_several_files(own_sd1: Path) -> None:
+    index, (first, second) = split_into_shards(own_sd1 / "unet" / "diffusion_pytorch_model.safetensors")
+    assert messages(own_sd1, own_sd1) == []
+    first.write_bytes(b"version https://git-lfs")
+    assert f'{first.name}": the file is a git-lfs pointer' in only_message(own_sd1, own_sd1)
+    first.unlink()
+    assert f'{first.name}": the index names this file, and it is not there' in only_message(own_sd1, own_sd1)
+    index.write_text(json.dumps({"weight_map": {"a": second.name, "b": "../../secret"}}))
+    assert "names ../../secret; expected files beside it" in only_message(own_sd1, own_sd1)
+    index.write_text("{")
+    assert "is no index of weights" in only_message(own_sd1, own_sd1)
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_caches_know_weights_in_several_files(part: str, own_sd1: Path) -> None:
+    whole = next((own_sd1 / part).glob("*.safetensors"))
+    reference = ModelReference("folder", str(own_sd1))
+    tensors = SdModel(reference).text_digests()[0]
+    _, files = split_into_shards(whole)
+    before = SdModel(reference).fingerprint(part)
+    assert SdModel(reference).text_digests()[0] == tensors
+    save_file({name: tensor + 1 for name, tensor in load_file(files[1]).items()}, files[1])
+    assert SdModel(reference).fingerprint(part) != before
+
+
+def test_a_part_of_a_model_leads_to_the_whole(sd1: Path) -> None:
+    assert f'is a part of a model; did you mean "{sd1}"?' in only_message(sd1 / "unet", sd1)
+
+
+def test_an_address_is_told_from_a_hub_id(tmp_path: Path) -> None:
+    message = only_message("https://example.org/owner/name", tmp_path)
+    assert "is an address; expected a diffusers folder, a file, or a hub id such as owner/name" in message
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_pipe_is_not_waited_for(suffix: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f"model{suffix}")
+    assert "not a regular file" in only_message(f"model{suffix}", tmp_path)
 
 
 def test_repository_that_wants_remote_code(own_sd1: Path) -> None:

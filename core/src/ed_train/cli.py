@@ -36,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
         arguments = parse_arguments(argv)
         if arguments.command in WITHOUT_RUN:
             return _run_command(arguments)
+        from dataclasses import replace
         from pathlib import Path
 
         from ed_train.config.load import load_config
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
         registry = load_registry(arguments.without)
         config_file = Path(arguments.config) if arguments.config else None
         run = load_config(arguments.flags, registry, config_file, to_train=arguments.command != "plan_memory")
+        run = replace(run, notes=(*arguments.notes, *run.notes))
         if arguments.command != "plan_memory":
             from ed_train.commands.processes import start_cpu_processes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -38,6 +39,7 @@ COMMANDS = (
     ("--schema", "KIND", None, "print the JSON Schema of a file; KIND: optimizer, train or validation"),
     ("--new-plugin", ("NAME", "DIR"), "+", "write a working plugin of your own into DIR (default: ed-train-NAME)"),
 )
+_NEGATIVE = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
 WITH_JSON = ("list_optimizers", "describe_optimizer", "check", "plan_memory")
 
 
@@ -51,6 +53,7 @@ class Arguments:
         overwrite: whether what the command writes may exist.
         without: what ``--no-plugin`` names.
         flags: the train.json keys that were given, as texts.
+        notes: a line for each flag that was given more than once.
     """
 
     config: str | None
@@ -60,6 +63,7 @@ class Arguments:
     overwrite: bool
     without: tuple[str, ...]
     flags: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 class _Command(argparse.Action):
@@ -73,6 +77,21 @@ class _Command(argparse.Action):
             raise ConfigError([Problem(option or "", "", f"cannot be combined with {flag}; give one of them")])
         operands = [values] if isinstance(values, str) else values or []
         namespace.command = (self.dest, tuple(operands))
+
+
+class _Value(argparse.Action):
+    """A flag with a value; the last one counts, as everywhere, so that flags can be added to a script's own."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if (earlier := getattr(namespace, self.dest, values)) != values:
+            notes = (
+                *getattr(namespace, "notes", ()),
+                f"{option} {values} overrides {option} {earlier}, given before it",
+            )
+            namespace.notes = notes
+        setattr(namespace, self.dest, values)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,11 +113,11 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     _add_commands(parser)
     _add_train_keys(parser)
     known = {flag for action in parser._actions for flag in action.option_strings}
-    arguments, unknown = parser.parse_known_args([_spelled_as_known(a, known) for a in argv])
+    arguments, unknown = parser.parse_known_args(_negatives_joined([_spelled_as_known(a, known) for a in argv], known))
     if unknown:
-        names = [a.partition("=")[0] for a in unknown]
+        names = [a.partition("=")[0] for a in unknown if a not in known]  # what stands behind -- is known perhaps
         flags = [name for name in names if name.startswith("-")]  # anything else is probably the value of one of them
-        raise ConfigError([Problem(name, "", _unknown(name, known)) for name in flags or names])
+        raise ConfigError([Problem(name or '""', "", _unknown(name, known)) for name in flags or names])
     values = vars(arguments)
     command, operands = values.pop("command", ("", ()))
     as_json = values.pop("json", False)
@@ -111,7 +130,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         expected = "NAME [DIR]" if command == "new_plugin" else "FOLDER [FILE]"
         raise ConfigError([Problem(_flag(command), "", f"got {len(operands)} values; expected {expected}")])
     without = tuple(values.pop("no_plugin", ()))
-    return Arguments(values.pop("config", None), command, operands, as_json, overwrite, without, values)
+    notes = values.pop("notes", ())
+    return Arguments(values.pop("config", None), command, operands, as_json, overwrite, without, values, notes)
 
 
 def _flag(command: str) -> str:
@@ -122,7 +142,9 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("commands and files")
     group.add_argument("-h", "--help", action="help", help="show this text and exit")
     group.add_argument("--version", action="version", version=f"ed-train {__version__}", help="show the version")
-    group.add_argument("--config", metavar="FILE", help="train.json: the settings of the run; or a run.json to repeat")
+    group.add_argument(
+        "--config", action=_Value, metavar="FILE", help="train.json: the settings of the run; or a run.json to repeat"
+    )
     for flag, metavar, nargs, help_ in COMMANDS:
         group.add_argument(flag, action=_Command, metavar=metavar, nargs=nargs, help=help_)
     group.add_argument("--json", action="store_true", help="with a command that shows something: as JSON")
@@ -144,8 +166,9 @@ def _add_train_keys(parser: argparse.ArgumentParser) -> None:
         text = help_of(annotation)
         if text and default is not None and default is not False:
             text += f" (default: {show(default)})"
-        switch = {"nargs": "?", "const": "true"} if bool in leaf_types(annotation) else {}
-        (group or parser).add_argument(f"--{key}", metavar="VALUE", help=text.replace("%", "%%"), **switch)  # type: ignore[arg-type]
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if bool in leaf_types(annotation) else {}
+        text = text.replace("%", "%%")
+        (group or parser).add_argument(f"--{key}", action=_Value, metavar="VALUE", help=text, **switch)
 
 
 def _spelled_as_known(argument: str, known: set[str]) -> str:
@@ -157,7 +180,20 @@ def _spelled_as_known(argument: str, known: set[str]) -> str:
     return by_spelling.get(name.replace("_", "-"), name) + equals + value
 
 
+def _negatives_joined(argv: Sequence[str], known: set[str]) -> list[str]:
+    """``--lr -1e-6`` as ``--lr=-1e-6``, which argparse takes for two flags."""
+    joined: list[str] = []
+    for argument in argv:
+        if _NEGATIVE.match(argument) and joined and joined[-1] in known:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 def _unknown(flag: str, known: set[str]) -> str:
+    if flag == "--":
+        return "nothing can stand behind it; remove it"
     if not flag.startswith("-"):
         return f"not a flag; did you mean --config {flag}?" if flag.endswith(".json") else "not a flag"
     from ed_train.config.other_names import name_here

@@ -63,25 +63,45 @@ def find_input(value: str, folder: Path) -> tuple[Path | None, str]:
         The absolute path, or None and a message that names both places and the nearest name.
     """
     try:
+        if not value:
+            raise ValueError("it is empty")
         path = Path(value).expanduser()
         places = list(dict.fromkeys((folder / path).absolute() for folder in (folder, Path())))
         for place in places:
             if place.exists():
                 return straight(place), ""
+            if place.is_symlink():
+                return None, f"got {show(value)}; {place} is a link that leads nowhere"
         names = sorted(n for place in places if place.parent.is_dir() for n in os.listdir(place.parent))
     except (OSError, ValueError, RuntimeError) as error:
-        return None, f"got {show(value)}; not a usable path: {error}"
+        return None, f"got {show(value)}; not a usable path: {getattr(error, 'strerror', None) or error}"
     close = get_close_matches(path.name, names, n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]}?" if close else ""
     return None, f"got {show(value)}; not found as {' or '.join(map(str, places))}{hint}"
 
 
+def output_path(value: str) -> tuple[str, str]:
+    """The absolute path of a folder that is written to, and why it cannot be made or written to; empty if it can.
+
+    Creates nothing.
+    """
+    if not value:
+        return value, 'got ""; expected a folder'
+    expanded = os.path.expanduser(value)
+    if expanded.startswith("~"):
+        return value, f"got {show(value)}; there is no such user; to begin a name with ~, write ./{value}"
+    path = os.path.abspath(expanded)
+    return path, output_problem(Path(path))
+
+
 def output_problem(folder: Path) -> str:
     """Why a folder cannot be made or written to; empty if it can. Creates nothing."""
     try:
-        nearest = next(p for p in (folder, *folder.parents) if p.exists())
+        nearest = next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())
     except (OSError, ValueError) as error:
-        return f"got {show(str(folder))}; not a usable path: {error}"
+        return f"got {show(str(folder))}; not a usable path: {getattr(error, 'strerror', None) or error}"
+    if not nearest.exists():
+        return f"got {show(str(folder))}; {nearest} is a link that leads nowhere"
     if not nearest.is_dir():
         return f"got {show(str(folder))}; expected a folder, but {nearest} is a file"
     if not os.access(nearest, os.W_OK | os.X_OK):

@@ -7,6 +7,7 @@ deep as the input says. A configuration file deserves better: every problem is r
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from json.decoder import scanstring  # type: ignore[attr-defined]  # not in type
 from pathlib import Path
 from typing import Any
 
-from ed_train.config.describe import show_with_type
+from ed_train.config.describe import show, show_with_type
 from ed_train.errors import ConfigError, Problem
 
 MAX_DEPTH = 50
@@ -51,17 +52,22 @@ class Document:
         return f"{self.path.name}:{line}" if line else self.path.name
 
 
-def read_json_object(path: Path) -> Document:
+def read_json_object(path: Path, duplicates: list[Problem] | None = None) -> Document:
     """Read a file whose top level is an object.
+
+    Args:
+        path: the file.
+        duplicates: receives the duplicate keys, so that what else is wrong with the values can be said as well;
+            without, they are raised.
 
     Raises:
         ConfigError: the file is missing, unreadable, not UTF-8, not JSON, has duplicate keys or numbers that JSON
             does not have; every duplicate key is listed, and the first syntax error.
     """
-    return parse_json_object(_read_text(path), path)
+    return parse_json_object(_read_text(path), path, duplicates)
 
 
-def parse_json_object(text: str, path: Path) -> Document:
+def parse_json_object(text: str, path: Path, duplicates: list[Problem] | None = None) -> Document:
     """Parse `text`, the content of `path`; see `read_json_object`."""
     parser = _Parser(text, path)
     try:
@@ -71,28 +77,43 @@ def parse_json_object(text: str, path: Path) -> Document:
         raise ConfigError([*parser.problems, Problem(where, "", error.msg)]) from None
     if not isinstance(value, dict):
         found = f"{show_with_type(value)} at the top level" if text.strip() else "an empty file"
-        parser.problems.append(Problem(path.name, "", f"found {found}; expected an object: {{...}}"))
-    if parser.problems:
+        raise ConfigError([*parser.problems, Problem(path.name, "", f"found {found}; expected an object: {{...}}")])
+    if duplicates is not None:
+        duplicates += parser.problems
+    elif parser.problems:
         raise ConfigError(parser.problems)
     return Document(path, value, parser.lines)
 
 
 def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError([Problem(path.name, "", f"larger than {MAX_BYTES:,} bytes; is this the right file?")])
-        data = path.read_bytes()
+        with open(path, "rb", opener=_open_at_once) as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError([Problem(path.name, "", _missing(path))]) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError([Problem(str(path)[:200], "", f"cannot be read: {reason}")]) from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError([Problem(path.name, "", f"larger than {MAX_BYTES:,} bytes; is this the right file?")])
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
+        if "\0" in text:
+            raise ConfigError([Problem(path.name, "", "has NUL characters; save the file as UTF-8 (is it UTF-16?)")])
+        return text
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         message = f"byte {error.start} is not UTF-8; save the file as UTF-8 (UTF-16 and cp1252 are not accepted)"
         raise ConfigError([Problem(f"{path.name}:{line}", "", message)]) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for somebody to write, as a named pipe would; one that has a writer is read to its end."""
+    if os.name != "posix":
+        return os.open(path, flags)
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _missing(path: Path) -> str:
@@ -143,7 +164,7 @@ class _Parser:
 
         def member(at: int) -> int:
             if self.text[at : at + 1] != '"':
-                raise self._error('expected a key in double quotes or "}"', at)
+                raise self._no_key(at)
             line = self._line_of(at)
             name, at = self._string(at)
             at = self._space(at)
@@ -221,9 +242,21 @@ class _Parser:
             raise self._error(f"JSON has no {word}; write a number or null{hint}", at)
         if word.lower() in ("true", "false", "null", "none"):
             raise self._error(f"{word!r}: write {word.lower().replace('none', 'null')}, in lower case", at)
-        if word == "'":
-            raise self._error("single quotes are not JSON; write double quotes", at)
-        raise self._error(f"expected a value, found {word!r}" if word else "the file ends too early", at)
+        raise self._foreign(word, at) or self._error(f"expected a value, found {word!r}", at)
+
+    def _no_key(self, at: int) -> JSONDecodeError:
+        """The error where a key should begin."""
+        match = _WORD.match(self.text, at)
+        hint = f"; write {show(match.group())}" if match else ""
+        return self._foreign(self.text[at : at + 1], at) or self._error(f"expected a key in double quotes{hint}", at)
+
+    def _foreign(self, found: str, at: int) -> JSONDecodeError | None:
+        """The error for what other languages have here and JSON does not."""
+        if not found:
+            return self._error("the file ends too early", at)
+        if found == "'":
+            return self._error("single quotes are not JSON; write double quotes", at)
+        return None
 
     def _space(self, at: int) -> int:
         match = _SPACE.match(self.text, at)

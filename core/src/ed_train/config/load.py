@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ed_train.config.changes import change_notes
-from ed_train.config.checks import check_values, find_input, output_problem
+from ed_train.config.checks import check_values, find_input, output_path
 from ed_train.config.describe import annotations_of, default_of, show
 from ed_train.config.ema import find_ema_model
 from ed_train.config.given import given_values, read_settings, train_config
@@ -73,8 +73,7 @@ def load_config(
     if document is None and (config_file or any(p.where == "--resume" for p in start.problems)):
         problems = [p for p in problems if p.where]  # whatever else is missing may stand in the file or the checkpoint
     if problems or optimizers is None or start.model is None:
-        first_of_each = {(p.where, p.key): p for p in reversed(problems)}
-        raise ConfigError(reversed(first_of_each.values()))
+        raise ConfigError(_each_once(problems, start.problems))
     run = RunConfig(
         train=_with_seed(train, start, notes),
         sources={key: given[key].where if key in given else "default" for key in annotations_of(TrainConfig)},
@@ -115,11 +114,14 @@ def load_cache_dir(flags: Mapping[str, str], config_file: str | None) -> Path:
     train, found, _ = train_config(given)
     if problems or found:
         raise ConfigError([*problems, *found])
-    return Path(_cache_dir(train))
+    folder, message = output_path(_cache_dir(train))
+    if message:
+        raise ConfigError([Problem("", "cache_dir", message)])
+    return Path(folder)
 
 
 def _cache_dir(train: TrainConfig) -> str:
-    return os.path.abspath(os.path.expanduser(train.cache_dir or os.path.join(train.logdir, "cache")))
+    return os.path.join(train.logdir, "cache") if train.cache_dir is None else train.cache_dir
 
 
 def _with_seed(train: TrainConfig, start: Start, notes: list[str]) -> TrainConfig:
@@ -145,10 +147,16 @@ def _read(path: Path | None, problems: list[Problem]) -> Document | None:
     if path is None:
         return None
     try:
-        return read_json_object(path)
+        return read_json_object(path, duplicates=problems)
     except ConfigError as error:
         problems += error.problems
         return None
+
+
+def _each_once(problems: Sequence[Problem], of_model: Sequence[Problem]) -> list[Problem]:
+    """The first problem of each key, which the others follow from; but all of the model's, which has many files."""
+    firsts = {(p.where, p.key): p for p in reversed(problems) if p not in of_model}
+    return [*reversed(firsts.values()), *(p for p in problems if p in of_model)]
 
 
 def _overrides(given: Mapping[str, Given], problems: list[Problem]) -> dict[str, Given]:
@@ -239,10 +247,10 @@ def _resolved_paths(
     elif not data_root.is_dir():
         problem("data_root", f"got {show(train.data_root)}; expected a folder, but {data_root} is none")
     outputs: dict[str, Any] = {"logdir": train.logdir, "cache_dir": _cache_dir(train)}
-    if train.save_ckpt_dir:
+    if train.save_ckpt_dir is not None:
         outputs["save_ckpt_dir"] = train.save_ckpt_dir
     for key, value in outputs.items():
-        outputs[key] = os.path.abspath(os.path.expanduser(value))
-        if message := output_problem(Path(outputs[key])):
-            problem(key if key in given or key == "logdir" else "logdir", message)
+        outputs[key], message = output_path(value)
+        if message and (key in given or key == "logdir"):  # else it follows from logdir's
+            problem(key, message)
     return replace(train, data_root=str(data_root or train.data_root), **outputs), problems

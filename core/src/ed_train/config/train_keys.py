@@ -58,7 +58,7 @@ class TrainConfig:
     resolution: Annotated[int, Bounds(ge=64, le=4096), Help("pixels of a square picture's side; a multiple of 64")] = (
         512
     )
-    batch_size: Annotated[Count, Help("pictures per step and process")] = 2
+    batch_size: Annotated[Annotated[int, Bounds(ge=1, le=16384)], Help("pictures per step and process")] = 2
     flip_p: Annotated[Probability, Help("probability of mirroring a picture")] = 0.0
     crops_per_image: Annotated[
         Annotated[int, Bounds(ge=1, le=64)], Help("jittered crops kept per picture; one per epoch")
@@ -87,7 +87,7 @@ class TrainConfig:
         Help("seed of everything random; -1: a random one, which is printed"),
     ] = 555
 
-    max_epochs: Annotated[Count, Group("training"), Help("epochs to train")] = 300
+    max_epochs: Annotated[Annotated[int, Bounds(ge=1, le=100_000)], Group("training"), Help("epochs to train")] = 300
     max_steps: Annotated[Count | None, Help("end after this many optimizer steps, if that is earlier")] = None
     grad_accum: Annotated[Count, Help("batches whose gradients are averaged for one optimizer step")] = 1
     disable_unet_training: Annotated[bool, Help("leave the UNet as it is")] = False

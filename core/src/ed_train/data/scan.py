@@ -14,6 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from ed_train.config.record import RECORD_KEY
+from ed_train.config.resume import RECORD_FILE
 from ed_train.data.captions import TEXT_SUFFIXES, YAML_SUFFIX, Caption, read_caption
 from ed_train.data.files import Findings, FolderFiles, reason, shown
 from ed_train.data.images import EXTENSIONS, image_size
@@ -150,11 +152,23 @@ def _walk(root: Path, findings: Findings, skipped: list[Skipped]) -> Iterator[_F
             findings.notes.append(("folder met again through a link, not read twice", path))
             continue
         seen.add((identity.st_dev, identity.st_ino))
+        if path != root and _is_run(path):  # its samples would train the next run, and change its own data on a resume
+            findings.notes.append(("folder of a run, not read: what it drew does not train", path))
+            continue
         subfolders, names = _sorted_out(path, entries, findings, skipped)
         files = FolderFiles(path, names)
         here, below = folder_settings(files, inherited, findings)
         yield _Folder([file for file in files if file.suffix.lower() in EXTENSIONS], files, here)
         pending += [(path / name, below) for name in reversed(subfolders)]
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether ed-train made this folder for a run."""
+    try:
+        with (folder / RECORD_FILE).open("rb") as file:
+            return RECORD_KEY.encode() in file.read(200)
+    except OSError:
+        return False
 
 
 def _sorted_out(

@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -170,10 +171,10 @@ def read_yaml(path: Path, findings: Findings) -> dict[str, Any]:
 
     findings.used.append(path)
     text = _text(path, findings) or ""
-    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader) if len(text) < _C_LOADER_LIMIT else yaml.SafeLoader
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader) if len(text) < _C_LOADER_LIMIT else yaml.SafeLoader
     where = shown(path)
     try:
-        content = yaml.load(text, fast)
+        content = yaml.load(text, _without_duplicates(loader))  # a SafeLoader as well
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         findings.problems.append(Problem(where + line, "", f"not valid YAML: {error.problem}"))
@@ -186,6 +187,25 @@ def read_yaml(path: Path, findings: Findings) -> dict[str, Any]:
         findings.problems.append(Problem(where, "", message))
         return {}
     return content or {}
+
+
+@cache
+def _without_duplicates(loader: Any) -> Any:
+    """The same loader, for which a key that stands twice in a mapping is an error, as in JSON files."""
+    from yaml.constructor import ConstructorError
+
+    class Loader(loader):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: dict[str, int] = {}
+            for key in (key for key, _ in node.value if isinstance(key.value, str)):
+                line = key.start_mark.line + 1
+                if key.value in seen:
+                    message = f"the key {key.value!r} stands in line {seen[key.value]} and in line {line}; keep one"
+                    raise ConstructorError(None, None, message, key.start_mark)
+                seen[key.value] = line
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _text(path: Path, findings: Findings) -> str | None:
@@ -209,4 +229,5 @@ def _checked(path: Path, key: str, value: Any, findings: Findings) -> Any:
 def quoted(value: Any) -> str:
     """Return a value of a user's file for a one-line message, cut to a readable length."""
     kind = {str: "text", bool: "true or false", list: "list", dict: "mapping", type(None): "null"}.get(type(value))
-    return shown(reprlib.repr(value)) + (f" ({kind})" if kind else "")
+    text = shown(reprlib.repr(value))
+    return (text if len(text) <= 80 else f"{text[:77]}...") + (f" ({kind})" if kind else "")

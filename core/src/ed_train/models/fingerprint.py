@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ed_train.models.atomic import file_sha256
 from ed_train.models.memo import FileMemo
-from ed_train.models.reference import weight_files
 from ed_train.models.save import component_config
+from ed_train.models.weight_files import weight_files
 
 CONFIG_DEFAULTS = {"hidden_act": "quick_gelu", "num_attention_heads": 8, "layer_norm_eps": 1e-5}
 """What a CLIP text encoder computes beside its weights, with transformers' defaults: files leave defaults out."""

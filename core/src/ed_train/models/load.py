@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ed_train.errors import ConfigError
-from ed_train.models.failure import load_error, one_line
+from ed_train.models.failure import as_load_error, load_error, one_line
 from ed_train.models.file_info import stated_schedule
 from ed_train.models.fingerprint import folder_fingerprint, part_fingerprint, text_digests, weights_in
 from ed_train.models.header import read_safetensors_header
 from ed_train.models.hub import fetch
 from ed_train.models.memo import FileMemo
 from ed_train.models.quiet import quiet_libraries
-from ed_train.models.reference import ModelReference, weight_file, weight_files
+from ed_train.models.reference import ModelReference
 from ed_train.models.save import DIFFUSERS_WEIGHTS, TEXT_ENCODER_WEIGHTS, component_config
 from ed_train.models.tensors import listed, non_finite
+from ed_train.models.weight_files import weight_file, weight_files
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -111,17 +112,16 @@ class SdModel:
     def _stated_schedule(self) -> dict[str, Any]:
         if self._single_file is None:
             return {}
-        try:
+        with as_load_error(f"{self._single_file} cannot be read"):
             return stated_schedule(self._single_file)
-        except Exception as error:
-            raise load_error(f"{self._single_file} cannot be read: {one_line(error)}") from error
 
     def load_noise_scheduler(self, *, zero_terminal_snr: bool = False) -> DDPMScheduler:
         """The noise schedule to train with: always a DDPMScheduler, whatever sampler the model comes with."""
         from diffusers import DDPMScheduler
 
-        with quiet_libraries():
-            return DDPMScheduler.from_config(self.scheduler_config(zero_terminal_snr=zero_terminal_snr))
+        config = self.scheduler_config(zero_terminal_snr=zero_terminal_snr)
+        with quiet_libraries(), as_load_error(f"{self.reference.location}: the noise schedule cannot be made"):
+            return DDPMScheduler.from_config(config)
 
     def fingerprint(self, part: str) -> str:
         """A sha256 over the configuration and weights of `part`, for the keys of caches.

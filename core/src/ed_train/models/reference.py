@@ -10,29 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ed_train.models.header import Header, check_torch_zip, read_safetensors_header
+from ed_train.models.part_configs import TRAINABLE, config_problems
+from ed_train.models.weight_files import WEIGHTS, weight_files
 from ed_train.paths import straight
 
 PARTS = ("unet", "text_encoder", "vae", "tokenizer", "scheduler")
 SUFFIXES = (".safetensors", ".ckpt")
-WEIGHTS = (
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.fp16.bin",
-    "pytorch_model.fp16.bin",
-)
-"""Names of a component's weights in a diffusers folder, best first."""
-
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
 _CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 _VOCABULARIES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_TRAINABLE = "ed-train trains Stable Diffusion 1 and 2"
 
 _OTHER_MODELS = (
     ("conditioner.embedders.", "Stable Diffusion XL"),
@@ -118,37 +105,18 @@ def folder_problems(folder: Path, *, weights: bool = True) -> list[str]:
         index = _read_config(folder / "model_index.json")
         pipeline = index.get("_class_name")
         if pipeline not in _PIPELINES or "text_encoder_2" in index:
-            return [f"{_quote(folder)} holds a {pipeline}; {_TRAINABLE} (a {_PIPELINES[0]})"]
+            return [f"{_quote(folder)} holds a {pipeline}; {TRAINABLE} (a {_PIPELINES[0]})"]
         missing = [part for part in PARTS if not _config_file(folder, part).is_file()]
         if missing:
             return [f"{_quote(folder)} lacks {', '.join(missing)}; a diffusers folder has {', '.join(PARTS)}"]
         configs = {part: _read_config(_config_file(folder, part)) for part in PARTS}
     except ValueError as error:
         return [str(error)]
-    problems = _foreign_code(folder, index, configs) + _config_problems(folder, configs)
+    problems = _foreign_code(folder, index, configs)
+    problems += [f"{_quote(folder)}: {problem}" for problem in config_problems(configs)]
     if not any(all((folder / "tokenizer" / name).is_file() for name in names) for names in _VOCABULARIES):
         problems.append(f"{_quote(folder / 'tokenizer')} has no vocabulary; expected vocab.json and merges.txt")
     return problems + (_weight_problems(folder) if weights else [])
-
-
-def weight_file(part: Path) -> Path | None:
-    """The best file (or index of a set of files) with the weights of one component's folder."""
-    return next((part / name for name in WEIGHTS if (part / name).is_file()), None)
-
-
-def weight_files(part: Path) -> list[Path]:
-    """All files of those weights: that one, or the shards that it is the index of; none where there are no weights.
-
-    Raises:
-        OSError, ValueError: the index cannot be read.
-    """
-    best = weight_file(part)
-    if best is None or best.suffix != ".json":
-        return [best] if best else []
-    try:
-        return sorted({part / name for name in _read_config(best)["weight_map"].values()})
-    except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{_quote(best)} is no index of weights") from None
 
 
 def _find(ref: str, base: Path) -> Path | None:
@@ -170,6 +138,8 @@ def _is_hub_id(ref: str, base: Path) -> bool:
 
 
 def _missing(ref: str, base: Path) -> str:
+    if "://" in ref:
+        return f"{_quote(ref)} is an address; expected a diffusers folder, a file, or a hub id such as owner/name"
     try:
         if not ref:
             raise ValueError(ref)
@@ -196,6 +166,8 @@ def _check_model_config(model_config: str | None, base: Path) -> tuple[str | Non
 
 
 def _not_diffusers(folder: Path) -> str:
+    if (folder.parent / "model_index.json").is_file():
+        return f"{_quote(folder)} is a part of a model; did you mean {_quote(folder.parent)}?"
     files = sorted(p.name for suffix in SUFFIXES for p in folder.glob(f"*{suffix}"))
     inner = sorted(p.parent.name for p in folder.glob("*/model_index.json"))
     names = [f"{folder.name}/{name}" for name in (files + inner)[:5]]
@@ -230,26 +202,6 @@ def _foreign_code(folder: Path, index: dict[str, Any], configs: dict[str, dict[s
     return problems
 
 
-def _config_problems(folder: Path, configs: dict[str, dict[str, Any]]) -> list[str]:
-    unet, text_encoder, scheduler = configs["unet"], configs["text_encoder"], configs["scheduler"]
-    where = _quote(folder)
-    problems = []
-    if unet.get("addition_embed_type") or unet.get("class_embed_type") or unet.get("num_class_embeds"):
-        problems.append(f"{where}: the UNet takes more than a text and a timestep (Stable Diffusion XL?); {_TRAINABLE}")
-    if unet.get("in_channels", 4) != 4:
-        problems.append(
-            f"{where}: the UNet has {unet['in_channels']} input channels, not 4 (inpainting?); {_TRAINABLE}"
-        )
-    if text_encoder.get("model_type") not in (None, "clip_text_model", "clip"):
-        problems.append(f"{where}: text_encoder is a {text_encoder['model_type']}; expected clip_text_model")
-    width, wanted = text_encoder.get("hidden_size"), unet.get("cross_attention_dim")
-    if isinstance(width, int) and isinstance(wanted, int) and width != wanted:
-        problems.append(f"{where}: the UNet expects text embeddings of {wanted} and text_encoder makes {width}")
-    if (prediction := scheduler.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
-        problems.append(f"{where}: prediction_type {_quote(prediction)}; expected epsilon or v_prediction")
-    return problems
-
-
 def _weight_problems(folder: Path) -> list[str]:
     problems = []
     for part in ("unet", "text_encoder", "vae"):
@@ -259,6 +211,8 @@ def _weight_problems(folder: Path) -> list[str]:
             if not files:
                 problems.append(f"{_quote(path)} has no weights; expected {WEIGHTS[part == 'text_encoder']}")
             for path in files:
+                if not path.is_file():
+                    raise ValueError("the index names this file, and it is not there; fetch it again")
                 if path.suffix == ".bin":
                     check_torch_zip(path)
                 else:
@@ -272,6 +226,8 @@ def _file_problems(path: Path) -> list[str]:
     try:
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError("expected a .safetensors or .ckpt file, or a diffusers folder")
+        if not path.is_file():  # reading a pipe would wait for whoever writes into it
+            raise ValueError("not a regular file")
         if path.suffix.lower() == ".ckpt":
             check_torch_zip(path)
         elif problem := single_file_problem(read_safetensors_header(path)):
@@ -285,13 +241,13 @@ def single_file_problem(header: Header) -> str:
     """Why the tensors of a single file are not those of Stable Diffusion 1 or 2; empty if they are."""
     for prefix, name in _OTHER_MODELS:
         if any(key.startswith(prefix) for key in header):
-            return f"this is {name}; {_TRAINABLE}"
+            return f"this is {name}; {TRAINABLE}"
     missing = [part for part, prefixes in _SINGLE_FILE_PARTS if not any(key.startswith(prefixes) for key in header)]
     if missing:
-        return f"the file has no {', '.join(missing)} in the original Stable Diffusion layout; {_TRAINABLE}"
+        return f"the file has no {', '.join(missing)} in the original Stable Diffusion layout; {TRAINABLE}"
     first = header.get("model.diffusion_model.input_blocks.0.0.weight", {}).get("shape", [])
     if len(first) == 4 and first[1] != 4:
-        return f"the UNet has {first[1]} input channels, not 4 (inpainting?); {_TRAINABLE}"
+        return f"the UNet has {first[1]} input channels, not 4 (inpainting?); {TRAINABLE}"
     return ""
 
 

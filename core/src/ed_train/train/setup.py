@@ -45,7 +45,13 @@ from ed_train.train.signals import StopSignals
 from ed_train.train.state import restore_training_state
 from ed_train.train.text import TextConditioning, cache_lines, needs_text_encoder, prepare_text
 from ed_train.train.validation import Validator
-from ed_train.train.validation_data import ScannedSet, ValidationPictures, notes_on_leaks, scan_validation
+from ed_train.train.validation_data import (
+    ScannedSet,
+    ValidationPictures,
+    notes_on_leaks,
+    problems_of_folders,
+    scan_validation,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -149,7 +155,10 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
 def scan_data(run: RunConfig) -> ScannedData:
     """Find the pictures, by their headers alone. Raises ConfigError as `scan_dataset` and `scan_validation` do."""
     train = run.train
-    dataset = scan_dataset(Path(train.data_root), flip_p=train.flip_p, cond_dropout=train.cond_dropout)
+    try:
+        dataset = scan_dataset(Path(train.data_root), flip_p=train.flip_p, cond_dropout=train.cond_dropout)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *problems_of_folders(run)]) from error
     buckets, notes = assign_buckets(dataset.items, train.resolution)
     validation = scan_validation(run, dataset.items, buckets)
     trained = [index for index in range(len(buckets)) if index not in validation.held_back]

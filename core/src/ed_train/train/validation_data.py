@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -60,6 +61,9 @@ class ValidationSet:
     token_ids: Tensor
 
 
+_Scanned: TypeAlias = tuple[ScannedSet, tuple[Skipped, ...], list[str]]
+
+
 @dataclass(frozen=True)
 class ScannedValidation:
     """What scanning finds to validate on.
@@ -109,8 +113,7 @@ def scan_validation(run: RunConfig, items: Sequence[ImageItem], buckets: Sequenc
             message = f"{share:g} of {used} pictures leaves nothing to train; lower it, or add pictures"
             raise ConfigError([Problem(sets[0].where[0], sets[0].where[1], message)])
     skipped, notes = list[Skipped](), list[str]()
-    for name, folder in config.folders.items():
-        found, more_skipped, more_notes = _scan_folder(run, run.validation, name, Path(folder))
+    for found, more_skipped, more_notes in _scan_folders(run, run.validation):
         sets.append(found)
         skipped += more_skipped
         notes += more_notes
@@ -124,9 +127,32 @@ def scan_validation(run: RunConfig, items: Sequence[ImageItem], buckets: Sequenc
     return ScannedValidation(frozenset(held_back), tuple(sets), tuple(skipped), tuple(notes))
 
 
-def _scan_folder(
-    run: RunConfig, validation: Validation, name: str, folder: Path
-) -> tuple[ScannedSet, tuple[Skipped, ...], list[str]]:
+def problems_of_folders(run: RunConfig) -> tuple[Problem, ...]:
+    """What is wrong with the folders of the sets, to be said together with what is wrong with data_root."""
+    try:
+        _scan_folders(run, run.validation)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _scan_folders(run: RunConfig, validation: Validation | None) -> list[_Scanned]:
+    """Scan the folder of each set. Raises ConfigError with the problems of all."""
+    found: list[_Scanned] = []
+    problems: list[Problem] = []
+    if validation is None:
+        return found
+    for name, folder in validation.config.folders.items():
+        try:
+            found.append(_scan_folder(run, validation, name, Path(folder)))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _scan_folder(run: RunConfig, validation: Validation, name: str, folder: Path) -> _Scanned:
     where = validation.source_of_folder(name)
     try:
         dataset = scan_dataset(folder, flip_p=0.0, cond_dropout=0.0)
