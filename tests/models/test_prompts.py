@@ -52,6 +52,13 @@ def test_a_json_file_with_everything(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_options_in_a_line_of_text_are_refused_and_not_drawn(tmp_path: Path) -> None:
+    settings, problems = read(tmp_path, "a cat -- asleep --\n# a dog --w 512\na dog --n lowres --w 512 --d 1\n")
+    assert settings is None
+    (problem,) = problems
+    assert problem.startswith("prompts.txt:3: --n is no option here; a .json file has negative_prompt, size and seed")
+
+
 def test_what_a_json_file_leaves_out_is_as_in_a_text_file(tmp_path: Path) -> None:
     assert read(tmp_path, {"samples": [{"prompt": "a cat"}]})[0] == read(tmp_path, "a cat")[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ Seed = Annotated[int, Bounds(ge=-1, le=2**32 - 1)]
 Side = Annotated[int, Bounds(ge=64, le=4096)]
 Sampler = Literal["ddim", "ddpm", "euler", "euler_a", "dpm++", "dpm++_2m", "dpm++_2m_sde"]
 """`ed_train.models.samplers` has what they are."""
+
+
+_OPTION = re.compile(r"\s--[nwhdls]\s")
+"""As sd-scripts has them behind a prompt."""
+_INSTEAD = "a .json file has negative_prompt, size and seed for each prompt, cfgs and num_inference_steps for all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +102,17 @@ def _from_text(path: Path) -> tuple[SampleSettings, list[Problem]]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return SampleSettings(), [Problem(str(path)[:200], "", f"cannot be read: {reason}")]
-    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    return SampleSettings(samples=tuple(SamplePrompt(prompt=prompt) for prompt in prompts)), []
+    prompts = {
+        number: line.strip()
+        for number, line in enumerate(lines, 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    }
+    problems = [
+        Problem(f"{path.name}:{number}", "", f"{found.group().strip()} is no option here; {_INSTEAD}")
+        for number, prompt in prompts.items()
+        if (found := _OPTION.search(prompt))
+    ]
+    return SampleSettings(samples=tuple(SamplePrompt(prompt=prompt) for prompt in prompts.values())), problems
 
 
 def parse_sample_settings(document: Document) -> tuple[SampleSettings, list[Problem]]:
