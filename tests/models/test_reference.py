@@ -59,6 +59,11 @@ def test_a_folder_is_found_beside_the_naming_file_and_then_in_the_current_folder
     assert (elsewhere.kind, elsewhere.path) == ("folder", sd2)
 
 
+def test_the_demos_model_whose_vae_shrinks_less_can_be_trained() -> None:
+    folder = Path(__file__).parents[2] / "examples" / "demo_model" / "model"
+    assert messages(folder, folder.parent) == []
+
+
 def test_an_owner_and_a_name_are_a_hub_id(tmp_path: Path) -> None:
     reference, found = check_model("someone/some-model_v1.5", base=tmp_path, model_config=None)
     assert found == []
@@ -144,7 +149,7 @@ def test_folder_with_a_second_text_encoder(own_sd1: Path) -> None:
         ("unet/config.json", {"out_channels": 8}, "8 output channels, not 4"),
         ("unet/config.json", {"_class_name": "UNet3DConditionModel"}, "expected a UNet2DConditionModel"),
         ("vae/config.json", {"latent_channels": 16}, "the VAE has 16 latent channels, not 4"),
-        ("vae/config.json", {"block_out_channels": [8, 8]}, "the VAE has 2 levels, not 4"),
+        ("vae/config.json", {"block_out_channels": [8] * 5}, "the VAE has 5 levels, more than 4"),
         ("vae/config.json", {"scaling_factor": "x"}, "the VAE's scaling_factor is 'x'; expected a number > 0"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "Stable Diffusion XL?"),
         ("unet/config.json", {"cross_attention_dim": 768}, "expects text embeddings of 768 and text_encoder makes 16"),

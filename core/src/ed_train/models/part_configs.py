@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TRAINABLE = "ed-train trains Stable Diffusion 1 and 2"
-_VAE_LEVELS = 4  # each but the first halves the sides: latents have an eighth of a picture's
+_VAE_LEVELS = 4  # each but the first halves the sides; sizes are multiples of 64, 8 of them for the UNet's own halvings
 
 
 def config_problems(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -46,8 +46,8 @@ def _rest(vae: Mapping[str, Any], scheduler: Mapping[str, Any]) -> list[str]:
     if (channels := vae.get("latent_channels", 4)) != 4:
         problems.append(f"the VAE has {channels!r} latent channels, not 4; {TRAINABLE}")
     levels = vae.get("block_out_channels")
-    if isinstance(levels, list) and len(levels) != _VAE_LEVELS:
-        problems.append(f"the VAE has {len(levels)} levels, not {_VAE_LEVELS}; {TRAINABLE}")
+    if isinstance(levels, list) and len(levels) > _VAE_LEVELS:
+        problems.append(f"the VAE has {len(levels)} levels, more than {_VAE_LEVELS}; {TRAINABLE}")
     factor = vae.get("scaling_factor", 0.18215)
     if not isinstance(factor, int | float) or not factor > 0:
         problems.append(f"the VAE's scaling_factor is {factor!r}; expected a number > 0, such as 0.18215")
