@@ -334,6 +334,7 @@ BAD_BUILDS = {
     "raises": ("raise RuntimeError('no kernel')", "made_up could not be built: no kernel"),
     "raises without a word": ("raise RuntimeError", "made_up could not be built: RuntimeError"),
     "exits": ("raise SystemExit('no triton')", "made_up could not be built: no triton"),
+    "needs a closure": ("return torch.optim.LBFGS(params)", "made_up: its step() needs closure, which this trainer"),
     "has no lr in its groups": (
         "class Other(torch.optim.Optimizer): pass\n        return Other(params, {'step_size': 1})",
         "made_up has no 'lr' in its parameter groups, which schedules set",

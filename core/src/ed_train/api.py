@@ -82,6 +82,7 @@ def build_optimizer(registered: RegisteredOptimizer, params: Sequence[Any], conf
     """
     import torch
 
+    from ed_train.class_optimizer import check_step
     from ed_train.parameters import tensors_of
 
     spec = registered.spec
@@ -98,6 +99,10 @@ def build_optimizer(registered: RegisteredOptimizer, params: Sequence[Any], conf
         raise PluginError(f"{registered.origin}: {spec.name} returned {type(optimizer).__name__}, not an Optimizer")
     if sorted(map(id, given)) != sorted(id(p) for group in optimizer.param_groups for p in group["params"]):
         raise PluginError(f"{registered.origin}: {spec.name} does not hold exactly the parameters that it was given")
+    try:
+        check_step(f"{registered.origin}: {spec.name}", type(optimizer))
+    except ConfigError as error:
+        raise PluginError(str(error)) from error
     if not all("lr" in group for group in optimizer.param_groups):
         raise PluginError(f"{registered.origin}: {spec.name} has no 'lr' in its parameter groups, which schedules set")
     return optimizer

@@ -37,7 +37,7 @@ def optimizer_of_class(name: str) -> tuple[OptimizerSpec, str, str]:
     """
     module_name, _, class_name = name.strip().partition(":")
     cls = _optimizer_class(module_name, class_name)
-    _check_step(name, cls)
+    check_step(repr(name), cls)
     parameters = _options(cls)
     if "lr" not in parameters:
         raise ConfigError(f"{name}: its constructor has no argument lr, which ed-train's schedules need")
@@ -81,10 +81,15 @@ def _optimizer_class(module_name: str, class_name: str) -> Any:
     return found
 
 
-def _check_step(name: str, cls: Any) -> None:
+def check_step(name: str, cls: Any) -> None:
+    """Refuse a class whose ``step`` cannot be called without arguments, such as LBFGS, whose step needs a closure.
+
+    Raises:
+        ConfigError: its step needs arguments.
+    """
     _, *arguments = inspect.signature(cls.step).parameters.values()
     if needed := [a.name for a in arguments if a.default is _REQUIRED and a.kind in _KINDS]:
-        raise ConfigError(f"{name!r}: its step() needs {' and '.join(needed)}, which this trainer does not give")
+        raise ConfigError(f"{name}: its step() needs {' and '.join(needed)}, which this trainer does not give")
 
 
 def _is_optimizer(value: Any) -> bool:

@@ -108,6 +108,28 @@ def trust_the_module(module, config):
     return freeze(module, config)
 
 
+def switch_modes(module, config):
+    if config.layers:
+        module.eval()
+    return freeze(module, config)
+
+
+def print_names(module, config):
+    frozen = freeze(module, config)
+    print(*frozen)
+    return frozen
+
+
+def refuse_nothing(module, config):
+    if not config.layers:
+        raise ValueError("nothing to freeze")
+    return freeze(module, config)
+
+
+def return_nothing(module, config):
+    freeze(module, config)
+
+
 POLICIES = {
     "right_policy": {},
     "two_lines": {"summary": "one\ntwo"},
@@ -123,6 +145,10 @@ POLICIES = {
     "freezing_the_next": {"apply": freeze_the_next},
     "running_without_a_graph": {"apply": run_without_a_graph},
     "freezing_by_value": {"apply": freeze_by_value},
+    "switching_modes": {"apply": switch_modes},
+    "printing_names": {"apply": print_names},
+    "refusing_an_empty_section": {"apply": refuse_nothing},
+    "returning_nothing": {"apply": return_nothing},
     "trusting_the_module": {"apply": trust_the_module},
 }
 

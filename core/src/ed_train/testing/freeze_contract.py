@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -100,7 +102,8 @@ class FreezePolicyContract:
 
     def test_default_settings_freeze_nothing(self) -> None:
         """An empty section freezes nothing, unless the test class says that it does."""
-        frozen = self.frozen_by({})
+        with explained("apply refuses an empty section, whose keys all have their defaults; freeze nothing then"):
+            frozen = self.frozen_by({})
         if self.freezes_by_default:
             assert frozen, "freezes_by_default = True, but an empty section freezes nothing; leave it out"
         else:
@@ -145,6 +148,25 @@ class FreezePolicyContract:
         assert list(before) == list(after), "apply adds or removes weights; call requires_grad_(False) and nothing else"
         changed = [name for name in before if not torch.equal(before[name], after[name])]
         assert not changed, f"apply changes {', '.join(changed[:3])}; call requires_grad_(False) and nothing else"
+
+    def test_changes_nothing_else(self) -> None:
+        """Parameters stay the same objects; no module is switched to evaluation, hooked or set otherwise."""
+        model, settings = self.model(), self.settings_or_skip()
+        before = _settings_of_modules(model)
+        self.apply(model, settings)
+        after = _settings_of_modules(model)
+        changed = [name for name in before if before[name] != after.get(name)]
+        assert not changed, (
+            f"apply changes {', '.join(changed[:3])}; call requires_grad_(False) and nothing else: the trainer "
+            "relies on the parameters and modes that it has set up"
+        )
+
+    def test_applying_prints_nothing(self) -> None:
+        """Nothing is printed: it would get into the output of --json, and a run says itself what is frozen."""
+        model, settings = self.model(), self.settings_or_skip()
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            self.apply(model, settings)
+        assert not printed.getvalue(), f"apply prints {printed.getvalue()!r}; leave it out, or use logging"
 
     def test_applying_twice_changes_nothing_more(self) -> None:
         """A second time is as good as once."""
@@ -199,7 +221,8 @@ class FreezePolicyContract:
         """Apply the policy; returns the names that it returned."""
         config, problems, _ = validated(self.policy.config_type, dict(settings))
         assert not problems, f"settings = {dict(settings)} are not valid: {'; '.join(map(str, problems))}"
-        return list(self.policy.apply(model, config))
+        returned: Any = self.policy.apply(model, config)
+        return list(() if returned is None else returned)
 
     def frozen_by(self, settings: Mapping[str, Any]) -> set[str]:
         """The names of the parameters of a new model that settings freeze."""
@@ -210,7 +233,7 @@ class FreezePolicyContract:
     @property
     def working_settings(self) -> Mapping[str, Any] | None:
         """Settings that freeze something: those of the test class, or the first that are found."""
-        return next((s for s in self._candidates() if self.frozen_by(s)), None)
+        return next((s for s in self._candidates() if s or self.freezes_by_default if self.frozen_by(s)), None)
 
     def settings_or_skip(self) -> Mapping[str, Any]:
         settings = self.working_settings
@@ -227,6 +250,18 @@ class FreezePolicyContract:
             for alternatives in other_values(annotation, getattr(defaults, option)):
                 valid = ({option: value} for value in alternatives)
                 yield from (s for s in valid if not validated(self.policy.config_type, s)[1])
+
+
+def _settings_of_modules(model: torch.nn.Module) -> dict[str, Any]:
+    """Which parameters there are, and what each module has of plain attributes, such as its mode, and of hooks."""
+    found: dict[str, Any] = {f"the parameter {name}": id(p) for name, p in model.named_parameters()}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key.endswith("hooks"):
+                found[f"{key} of {name or 'the model'}"] = len(value or ())
+            elif isinstance(value, bool | int | float | str):
+                found[f"{key} of {name or 'the model'}"] = value
+    return found
 
 
 def frozen_names(module: torch.nn.Module) -> set[str]:
