@@ -269,6 +269,7 @@ BROKEN = {
     "none": "from ed_train import hookimpl\n@hookimpl\ndef ed_register_optimizers():\n    pass\n",
     "twice": MODULES["ed_train_cautious_lion"].replace("return [", "return 2 * ["),
     "name": MODULES["ed_train_cautious_lion"].replace('name="cautious_lion"', 'name="Lion"'),
+    "field": MODULES["ed_train_cautious_lion"].replace("usual_lr=(1e-9, 5e-7)", "usual_lr=1e-7"),
     "lr": MODULES["ed_train_cautious_lion"].replace("    lr: ", "    rate: "),
     "default": MODULES["ed_train_cautious_lion"].replace("about a tenth of AdamW's\")] = 1e-7", '")]'),
 }
