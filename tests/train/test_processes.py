@@ -36,14 +36,16 @@ def launch(processes: int, flags: dict[str, object]) -> subprocess.CompletedProc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grad_accum", [1, 3])
-def test_two_processes_train_as_one_does(flags, write_optimizer, tmp_path: Path, grad_accum: int) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"grad_accum": 3, "rated_dataset": True}], ids=["plain", "accumulated, rated"]
+)
+def test_two_processes_train_as_one_does(flags, write_optimizer, tmp_path: Path, settings: dict[str, object]) -> None:
     """With a random seed, which all processes must have from one of them."""
     write_optimizer(ADAMW)
     losses, weights, seed = {}, {}, "-1"
     for processes in (2, 1):
         name = f"of-{processes}"
-        run = {**flags, "run_name": name, "grad_accum": grad_accum, "clip_grad_norm": 0.5, "flip_p": 0.5}
+        run = {**flags, "run_name": name, **settings, "clip_grad_norm": 0.5, "flip_p": 0.5}
         run |= {"batch_size": 4 // processes, "max_epochs": 3, "cond_dropout": 0.3, "seed": seed}
         result = launch(processes, run)
         assert result.returncode == 0, result.stderr[-3000:]

@@ -395,9 +395,17 @@ def test_a_state_with_foreign_code_is_refused_and_not_run(model_with_state, go_o
     torch.save({"state": Payload(), "param_groups": []}, model_with_state / "optimizer_unet.pt")
     status, _, err = begin(go_on, ADAMW, model_with_state)
     assert status == 2
-    assert "wants to run" in err
-    assert "system" in err
+    assert "optimizer_unet.pt wants to run" in err
+    assert "system; nothing in it was run; remove the file to begin without it" in err
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_bare_state_that_cannot_be_read_is_not_loaded(model_with_state, go_on) -> None:
+    (model_with_state / "optimizer_unet.pt").write_bytes(b"no state")
+    status, out, _ = begin(go_on, ADAMW, model_with_state)
+    assert status == 0
+    assert f"{model_with_state / 'optimizer_unet.pt'} is not used, its optimizer begins anew: " in out
+    assert "text_encoder: optimizer state of" in out
 
 
 def test_one_of_our_checkpoints_as_a_model_brings_its_state(interrupted, go_on) -> None:

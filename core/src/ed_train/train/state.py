@@ -14,7 +14,8 @@ from torch import Tensor
 from ed_train.config.changes import same_optimizers
 from ed_train.config.resume import STATE_FILE
 from ed_train.errors import CheckpointError
-from ed_train.models.load import refuse_foreign_globals
+from ed_train.models.failure import load_error, one_line
+from ed_train.models.tensors import listed
 
 if TYPE_CHECKING:
     from ed_train.train.session import Session
@@ -98,11 +99,15 @@ def read_state(path: Path) -> Any:
         CheckpointError: it is damaged, or cannot be read.
         ConfigError: it wants to run foreign code; says which.
     """
-    refuse_foreign_globals(path)
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        foreign = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        state = None if foreign else torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from error
+    if foreign:
+        advice = "nothing in it was run; remove the file to begin without it"
+        raise load_error(f"{path} wants to run {listed(foreign, 10)}; {advice}")
+    return state
 
 
 def restore_training_state(session: Session) -> list[str]:
