@@ -163,6 +163,9 @@ WRONG_COMMAND_LINES = {
     "--lr --seed 3": "command line: argument --lr: expected one argument; see ed-train --help",
     "--config": "command line: argument --config: expected one argument; see ed-train --help",
     "--json": "--json: goes with --list-optimizers, --describe-optimizer, --check, --plan-memory only",
+    "--list-optimizers --lr 3": "--lr: has no effect with --list-optimizers; remove it",
+    "--config x.json --schema train": "--config: has no effect with --schema; remove it",
+    "--describe-optimizer lion --seed=3": "--seed: has no effect with --describe-optimizer; remove it",
     "--config xyz.txt": "xyz.txt: no such file in {folder}; JSON files there: optimizer.json, train.json",
     "--config trian.json": "trian.json: no such file in {folder}; did you mean train.json?",
 }

@@ -187,6 +187,15 @@ def test_what_is_frozen_has_the_names_of_the_loaded_model(clip_skip, flags, writ
     assert empty_notes == notes
 
 
+def test_pictures_that_validate_and_train_are_found_by_their_files(command, photos, tmp_path) -> None:
+    (tmp_path / "again").symlink_to(photos)
+    settings = {"val_split_mode": "manual", "val_data_root": "again", "stabilize_training_loss": True}
+    (tmp_path / "validation.json").write_text(json.dumps(settings))
+    shown = command("--check", "--json", validation_config=tmp_path / "validation.json").json
+    (leak,) = [line for line in shown["warnings"] if "train as well" in line]
+    assert leak.startswith("validation val: 8 of its 8 pictures are among those that train as well, e.g. ")
+
+
 def test_pictures_that_cannot_be_used_are_warnings(command, photos, tmp_path) -> None:
     data = Path(shutil.copytree(photos, tmp_path / "data"))
     (data / "empty.png").write_bytes(b"")
@@ -347,6 +356,9 @@ def test_a_resumed_run_goes_on_where_its_checkpoint_ends(command, flags, write_o
     shown = command("--check", "--json", resume=checkpoint, max_steps=15, **run).json
     assert (shown["first_step"], shown["steps"], shown["epochs"]) == (6, 15, 4)
     assert any(w.startswith(f"goes on at step 6, epoch 2, from {checkpoint}") for w in shown["warnings"])
+    nothing = "nothing is left to train after step 6; a larger max_epochs or max_steps goes on"
+    assert nothing not in shown["warnings"]
+    assert nothing in command("--check", "--json", resume=checkpoint, max_steps=6, **run).json["warnings"]
     anew = command("--check", "--json", **{**run, "resume_ckpt": checkpoint}).json
     assert (anew["first_step"], anew["steps"]) == (0, 20)
     loaded = f"unet: the optimizer state in {checkpoint / 'optimizer_unet.pt'} is loaded if it fits"

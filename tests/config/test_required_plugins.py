@@ -23,6 +23,9 @@ def odd_registry() -> OptimizerRegistry:
         ("ed-train-lion~=1.0", "and ed-train-lion 0.1.0 is installed"),
         ("ed-train-broken", "is required, and it is broken: ImportError: no module"),
         ("ed-train-out", "ED_TRAIN_PLUGINS or --no-plugin leaves it out"),
+        ("lion", 'got "lion"; expected the name of a distribution; did you mean ed-train-lion?'),
+        ("torch>=2", "is installed, and it is no plugin of ed-train; name plugins only"),
+        ("ed-train>=9", 'is required, and ed-train 0.1.0 is installed: pip install "ed-train>=9"'),
         ("a b", 'got "a b" (string); expected a distribution and a range, e.g. ed-train-lion>=0.1'),
         (3, "got 3 (number); expected a distribution and a range"),
         ("ed-train-lion>=a", 'got "ed-train-lion>=a": Invalid specifier'),
@@ -42,7 +45,7 @@ def test_all_that_are_missing_are_listed(problems, odd_registry) -> None:
 
 
 def test_what_is_there_lets_the_run_begin(resolve) -> None:
-    wanted = ["ed-train-lion>=0.1", "ed-train-bnb", "ED_Train.Prodigy ~= 0.1"]
+    wanted = ["ed-train>=0.1", "ed-train-lion>=0.1", "ed-train-bnb", "ED_Train.Prodigy ~= 0.1"]
     assert resolve({"required_plugins": wanted}).train.required_plugins == tuple(wanted)
 
 

@@ -40,6 +40,7 @@ COMMANDS = (
     ("--new-plugin", ("NAME", "DIR"), "+", "write a working plugin of your own into DIR (default: ed-train-NAME)"),
 )
 _NEGATIVE = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
+WITHOUT_SETTINGS = ("list_optimizers", "describe_optimizer", "schema", "new_plugin")
 WITH_JSON = ("list_optimizers", "describe_optimizer", "check", "plan_memory")
 
 
@@ -129,9 +130,13 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     if command in ("new_plugin", "export") and len(operands) > 2:
         expected = "NAME [DIR]" if command == "new_plugin" else "FOLDER [FILE]"
         raise ConfigError([Problem(_flag(command), "", f"got {len(operands)} values; expected {expected}")])
-    without = tuple(values.pop("no_plugin", ()))
+    without, config = tuple(values.pop("no_plugin", ())), values.pop("config", None)
     notes = values.pop("notes", ())
-    return Arguments(values.pop("config", None), command, operands, as_json, overwrite, without, values, notes)
+    if command in WITHOUT_SETTINGS:
+        idle = ["--config"] * bool(config) + [f"--{key}" for key in values]
+        if idle:
+            raise ConfigError(Problem(flag, "", f"has no effect with {_flag(command)}; remove it") for flag in idle)
+    return Arguments(config, command, operands, as_json, overwrite, without, values, notes)
 
 
 def _flag(command: str) -> str:

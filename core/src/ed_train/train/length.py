@@ -12,6 +12,11 @@ def fading_of(train: TrainConfig) -> Fading | None:
     return Fading(train.rated_dataset_target_dropout_percent, train.max_epochs) if train.rated_dataset else None
 
 
+def nothing_left(step: int) -> str:
+    """The line about a run that goes on from its end."""
+    return f"nothing is left to train after step {step}; a larger max_epochs or max_steps goes on"
+
+
 def count_steps(train: TrainConfig, lengths: Epochs, position: Position = BEGINNING) -> tuple[int, int]:
     """The optimizer steps and the epochs of a whole run.
 

@@ -20,7 +20,7 @@ from ed_train.models.load import SdModel
 from ed_train.models.shapes import configuration_of, empty_text_encoder, empty_unet
 from ed_train.train.components import TrainedComponent, build_component, schedule_notes
 from ed_train.train.ema import plan_ema
-from ed_train.train.length import count_steps, fading_of
+from ed_train.train.length import count_steps, fading_of, nothing_left
 from ed_train.train.noise import Diffusion
 from ed_train.train.partial_steps import check_partial_steps
 from ed_train.train.processes import make_accelerator
@@ -30,6 +30,7 @@ from ed_train.train.rounding import narrow_weights
 from ed_train.train.setup import ScannedData, check_devices, freeze_modules, scan_data
 from ed_train.train.state import OPTIMIZER_FILES
 from ed_train.train.text import cache_lines, front_layers
+from ed_train.train.validation_data import notes_on_same_files
 
 
 def preview(run: RunConfig) -> Report:
@@ -56,13 +57,15 @@ def preview(run: RunConfig) -> Report:
     pictures = _pictures(data, run, accelerator.num_processes)
     position = _position(run)
     total_steps, epochs = count_steps(run.train, pictures.epochs, position)
+    if position.step >= total_steps:
+        notes.append(nothing_left(total_steps))
     components = []
     for name, config in run.components.items():
         with _collected(run, problems):
             components.append(_built(config, modules[name], total_steps, accelerator.device))
     if problems:
         raise ConfigError(dict.fromkeys(problems))  # one, where the text encoder has the UNet's optimizer
-    notes += freezing_notes
+    notes += [*freezing_notes, *notes_on_same_files(data.validation, data.items)]
     for component in components:
         notes += schedule_notes(component.config, total_steps)
     notes += [*position.notes, *_state_notes(run, components, model), *plan_ema(run, total_steps, position.step)[1]]

@@ -7,6 +7,7 @@ from contextlib import closing
 from signal import SIGTERM
 
 from ed_train.config.run import RunConfig
+from ed_train.train.length import nothing_left
 from ed_train.train.precision import tweak_scaler
 from ed_train.train.processes import failures_named
 from ed_train.train.reload import reload_settings
@@ -90,7 +91,7 @@ def finish(session: Session) -> None:
         EdTrainError: the checkpoint cannot be written.
     """
     if session.step == session.first_step:
-        done = f"nothing is left to train after step {session.step}; a larger max_epochs or max_steps goes on"
+        done = nothing_left(session.step)
         session.metrics.say(done if session.done else "no step was taken")
         return
     if session.done and not session.signals.number:

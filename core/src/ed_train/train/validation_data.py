@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -222,12 +223,32 @@ def notes_on_leaks(sets: Sequence[ValidationSet], trained: set[str]) -> list[str
     """
     notes = []
     for one in sets:
-        name, items = one.scanned.name, one.scanned.items
+        items = one.scanned.items
         shared = [item.path for item, content in zip(items, one.contents, strict=True) if content in trained]
-        if shared and name != TRAIN:
-            number = f"{len(shared)} of its {len(items)} pictures are"
-            notes.append(f"validation {name}: {number} among those that train as well, e.g. {shown(shared[0])}")
+        notes += _leak(one.scanned, shared)
     return notes
+
+
+def notes_on_same_files(sets: Sequence[ScannedSet], trained: Sequence[ImageItem]) -> list[str]:
+    """As `notes_on_leaks`, before any picture is read: copies under other names are not found.
+
+    Args:
+        sets: the sets.
+        trained: the pictures that train.
+    """
+    files = {os.path.realpath(item.path) for item in trained}
+    notes = []
+    for one in sets:
+        notes += _leak(one, [item.path for item in one.items if os.path.realpath(item.path) in files])
+    return notes
+
+
+def _leak(one: ScannedSet, shared: Sequence[Path]) -> list[str]:
+    """The line about a set and those of its pictures that train as well; of the training's own set none."""
+    if not shared or one.name == TRAIN:
+        return []
+    number = f"{len(shared)} of its {len(one.items)} pictures are"
+    return [f"validation {one.name}: {number} among those that train as well, e.g. {shown(shared[0])}"]
 
 
 def validation_lines(config: ValidationConfig, sets: Sequence[ScannedSet]) -> Iterator[str]:
