@@ -314,3 +314,12 @@ def test_the_example_file_is_drawn_as_it_says(parts: Parts, tmp_path: Path) -> N
     assert samples[0].negative_prompt == "blurry, low quality"
     assert samples[-1].prompt == "a caption"
     sample_grid(samples, "before")
+
+
+def test_bars_of_the_denoising_steps_are_for_terminals(parts: Parts, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SampleSettings(samples=CATS.samples, num_inference_steps=2, show_progress_bars=True)
+    draw_one(settings, parts)
+    assert "samples:" not in capsys.readouterr().err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    draw_one(settings, parts)
+    assert "samples:" in capsys.readouterr().err

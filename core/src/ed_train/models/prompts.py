@@ -59,7 +59,7 @@ class SampleSettings:
         Side | None, Help("pixels of a square picture's side, a multiple of 64; null: train.json's")
     ] = None
     num_inference_steps: Annotated[Annotated[int, Bounds(ge=1, le=1000)], Help("denoising steps")] = 30
-    show_progress_bars: Annotated[bool, Help("show a bar for the denoising steps")] = False
+    show_progress_bars: Annotated[bool, Help("show a bar for the denoising steps, in a terminal")] = False
     generate_samples_every_n_steps: Annotated[
         Annotated[int, Bounds(ge=0)] | None, Help("goes before train.json's sample_steps")
     ] = None

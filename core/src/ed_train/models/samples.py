@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -183,7 +184,8 @@ def _pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.set_progress_bar_config(disable=not settings.show_progress_bars, desc="samples", leave=False)
+    bars = settings.show_progress_bars and sys.stderr.isatty()  # in a file they would run into the next line
+    pipeline.set_progress_bar_config(disable=not bars, desc="samples", leave=False)
     return pipeline
 
 
