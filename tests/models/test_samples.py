@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from ed_train.config.describe import annotations_of
 from ed_train.models.grid import Sample, sample_grid
 from ed_train.models.load import SdModel
 from ed_train.models.prompts import SamplePrompt, SampleSettings, read_sample_prompts
@@ -300,8 +301,11 @@ def test_the_example_file_is_drawn_as_it_says(parts: Parts, tmp_path: Path) -> N
     """At an eighth of its sizes and with two steps."""
     content = json.loads((Path(__file__).parents[2] / "examples" / "sample_prompts.json").read_text())
     content["num_inference_steps"] = 2
+    assert content.keys() - {"doc"} == annotations_of(SampleSettings).keys(), "it has every setting"
+    assert {key for entry in content["samples"] for key in entry} == annotations_of(SamplePrompt).keys()
     for entry in content["samples"]:
-        entry["size"] = [side // 8 for side in entry.get("size", [512, 512])]
+        if "size" in entry:
+            entry["size"] = [side // 8 for side in entry["size"]]
     (tmp_path / "prompts.json").write_text(json.dumps(content))
     settings, problems = read_sample_prompts(tmp_path / "prompts.json")
     assert settings is not None, problems
