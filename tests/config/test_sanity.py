@@ -41,6 +41,16 @@ def test_the_lr_of_an_ordinary_optimizer_with_one_that_finds_its_own(resolve) ->
     assert "odd finds its own step size and scales it by lr; usual for odd is 0.1 to 1" in note
 
 
+@pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup", "cosine", "linear"])
+def test_a_decay_with_a_schedule_free_optimizer(schedule, resolve) -> None:
+    odd = {"base": {"optimizer": "odd", "lr_scheduler": schedule}}
+    notes = resolve(UNET_ONLY, odd, registry=registry_of(schedule_free=True)).notes
+    assert resolve(UNET_ONLY, odd, registry=registry_of()).notes == ()
+    expected = f"optimizer.json:1 base.lr_scheduler: lr_scheduler {schedule} is unusual for the unet: odd is schedule-"
+    assert len(notes) == (schedule in ("cosine", "linear"))
+    assert all(note.startswith(expected) for note in notes)
+
+
 def test_lr_0_is_not_freezing(resolve) -> None:
     (note,) = resolve({}, {"text_encoder_overrides": {"lr": 0}}).notes
     assert note.startswith("optimizer.json:1 text_encoder_overrides.lr: lr 0: the text_encoder is computed in full")

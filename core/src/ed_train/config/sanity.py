@@ -20,6 +20,10 @@ def sanity_notes(component: ComponentConfig, clip_grad_norm: float | None) -> li
     if not component.optimizer.verified:
         origin = component.optimizer.origin
         notes.append(f"{component.name}: {spec.name} ({origin}) has no plugin: its options have no ranges or advice")
+    if spec.schedule_free and not component.lr_scheduler.startswith("constant"):
+        source, schedule = component.sources["lr_scheduler"], component.lr_scheduler
+        why = f"{spec.name} is schedule-free: its averages take the place of a decay; use constant"
+        notes.append(f"{source}: lr_scheduler {schedule} is unusual for the {component.name}: {why}")
     if spec.advice:
         scheduler = component.lr_scheduler
         has_warmup = scheduler != "constant" and component.lr_warmup_steps != 0
