@@ -21,7 +21,7 @@ TOKENS = torch.randint(0, 512, (2, 77), generator=torch.Generator().manual_seed(
 
 
 def digest(folder: Path, layers: int = 2, *, normed: bool = False) -> str:
-    tensors, config = SdModel(ModelReference("folder", str(folder))).text_digests()
+    tensors, config = SdModel(ModelReference("folder", str(folder))).tensor_digests("text_encoder")
     return front_digest(tensors, config, layers, normed=normed)
 
 

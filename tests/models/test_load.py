@@ -113,7 +113,7 @@ def test_weights_in_shards(own_sd1: Path, sd1: Path) -> None:
     model, original = folder_model(own_sd1), folder_model(sd1)
     assert_same(model.load_unet(), original.load_unet())
     assert_same(model.load_text_encoder(), original.load_text_encoder())
-    assert model.text_digests()[0] == original.text_digests()[0]
+    assert model.tensor_digests("text_encoder")[0] == original.tensor_digests("text_encoder")[0]
     before = model.fingerprint("unet")
     last = sorted((own_sd1 / "unet").glob("*.safetensors"))[-1]
     edit_weights(last, lambda state: next(iter(state.values())).add_(1))
@@ -339,10 +339,16 @@ def test_fingerprint_of_a_single_file_depends_on_its_content_alone(
     first, second = file_model(single_file, sd1), file_model(moved, config)
     for part in ("vae", "text_encoder", "tokenizer"):
         assert first.fingerprint(part) == second.fingerprint(part)
+    assert folder_model(sd1).fingerprint("vae") == first.fingerprint("vae"), "a resume would encode everything again"
+    edit_weights(moved, lambda state: state["first_stage_model.decoder.conv_in.bias"].add_(1))
+    assert file_model(moved, config).fingerprint("vae") == first.fingerprint("vae"), "latents do not depend on it"
     edit_weights(moved, lambda state: state["first_stage_model.quant_conv.bias"].add_(1))
     changed = file_model(moved, sd1)
     assert changed.fingerprint("vae") != first.fingerprint("vae")
     assert changed.fingerprint("text_encoder") == first.fingerprint("text_encoder")
+    edit_config = json.loads((config / "vae" / "config.json").read_text())
+    (config / "vae" / "config.json").write_text(json.dumps({**edit_config, "norm_num_groups": 2}))
+    assert folder_model(config).fingerprint("vae") != first.fingerprint("vae")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ from ed_train.models.weight_files import weight_files
 CONFIG_DEFAULTS = {"hidden_act": "quick_gelu", "num_attention_heads": 8, "layer_norm_eps": 1e-5}
 """What a CLIP text encoder computes beside its weights, with transformers' defaults: files leave defaults out."""
 
+VAE_DEFAULTS = {"act_fn": "silu", "norm_num_groups": 32}
+"""The same of a VAE that encodes, with diffusers' defaults; the rest can be seen from names and shapes."""
+
 
 def folder_fingerprint(path: Path, memo: FileMemo) -> str:
     """A sha256 over the files of a part's folder: configuration, vocabulary, weights."""
@@ -43,8 +46,8 @@ def part_fingerprint(part: Any) -> str:
     return digest.hexdigest()
 
 
-def text_digests(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """A sha256 of each tensor of a text encoder in float32, by its name without ``text_model.``."""
+def tensor_digests(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """A sha256 of each tensor of a module in float32, by its name without a text encoder's ``text_model.``."""
     return {name.removeprefix("text_model."): _digest(tensor) for name, tensor in tensors}
 
 
@@ -62,7 +65,7 @@ def front_digest(digests: Mapping[str, str], config: Mapping[str, Any], layers: 
     """A sha256 over everything that the output of a text encoder's first layers depends on, beside the token ids.
 
     Args:
-        digests: of `text_digests`.
+        digests: of `tensor_digests`.
         config: the content of its config.json.
         layers: how many layers; the embeddings come before them.
         normed: whether the final layer norm follows.
@@ -79,6 +82,20 @@ def front_digest(digests: Mapping[str, str], config: Mapping[str, Any], layers: 
     }
     settings = [config.get(key, default) for key, default in CONFIG_DEFAULTS.items()]
     return hashlib.sha256(json.dumps([parts, needed, settings], sort_keys=True).encode()).hexdigest()
+
+
+def encoder_digest(digests: Mapping[str, str], config: Mapping[str, Any]) -> str:
+    """A sha256 over everything that a VAE's latents depend on, beside the pixels: not over what decodes.
+
+    It is the same for a single file and for the checkpoints of a run that began with it.
+
+    Args:
+        digests: of `tensor_digests`.
+        config: the content of its config.json.
+    """
+    needed = {name: digest for name, digest in digests.items() if name.startswith(("encoder.", "quant_conv."))}
+    settings = [config.get(key, default) for key, default in VAE_DEFAULTS.items()]
+    return hashlib.sha256(json.dumps([needed, settings], sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tensor: Tensor) -> str:

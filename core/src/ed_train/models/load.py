@@ -17,7 +17,7 @@ import torch
 from ed_train.errors import ConfigError
 from ed_train.models.failure import as_load_error, load_error, one_line
 from ed_train.models.file_info import stated_schedule
-from ed_train.models.fingerprint import folder_fingerprint, part_fingerprint, text_digests, weights_in
+from ed_train.models.fingerprint import encoder_digest, folder_fingerprint, part_fingerprint, tensor_digests, weights_in
 from ed_train.models.header import read_safetensors_header
 from ed_train.models.hub import fetch
 from ed_train.models.memo import FileMemo
@@ -124,41 +124,45 @@ class SdModel:
             return DDPMScheduler.from_config(config)
 
     def fingerprint(self, part: str) -> str:
-        """A sha256 over the configuration and weights of `part`, for the keys of caches.
+        """A sha256 over the configuration and weights of `part`, of the VAE over what encodes, for the keys of caches.
 
         Of a folder the files are read, not loaded. A single file is loaded, so ask before the part is handed over. What
         was once read is remembered.
         """
         if part not in self._fingerprints:
-            if self.folder is not None:
+            if part == "vae":
+                self._fingerprints[part] = encoder_digest(*self.tensor_digests("vae"))
+            elif self.folder is not None:
                 self._fingerprints[part] = folder_fingerprint(self.folder / part, self._memo)
             else:
                 self._fingerprints[part] = self._of_single_file(part, "sha256", part_fingerprint)
         return self._fingerprints[part]
 
-    def text_digests(self) -> tuple[dict[str, str], dict[str, Any]]:
-        """What `front_digest` needs: a hash of each of the text encoder's tensors, and its configuration.
+    def tensor_digests(self, part: Literal["text_encoder", "vae"]) -> tuple[dict[str, str], dict[str, Any]]:
+        """What `front_digest` and `encoder_digest` need: a hash of each of the part's tensors, and its configuration.
 
         Raises:
             ConfigError: the files cannot be read.
         """
         if self.folder is None:
             found = self._of_single_file(
-                "text_encoder", "tensors", lambda m: [text_digests(m.state_dict().items()), component_config(m)]
+                part, "tensors", lambda m: [tensor_digests(m.state_dict().items()), component_config(m)]
             )
             return found[0], found[1]
-        folder = self.folder / "text_encoder"
+        folder = self.folder / part
         try:
             digests: dict[str, str] = {}
             for file in weight_files(folder):
                 if file.suffix == ".bin":
                     refuse_foreign_globals(file)
-                digests |= self._memo.value(file, "tensors", partial(text_digests, weights_in(file)))
+                digests |= self._memo.value(file, "tensors", partial(tensor_digests, weights_in(file)))
+            if not digests:
+                raise load_error(f"{folder} has no weights")
             return digests, json.loads((folder / "config.json").read_text("utf-8"))
         except ConfigError:
             raise
         except Exception as error:
-            raise load_error(f"{folder}: text_encoder cannot be read: {one_line(error)}") from error
+            raise load_error(f"{folder}: {part} cannot be read: {one_line(error)}") from error
 
     def _of_single_file(self, part: str, kind: str, compute: Callable[[Any], Any]) -> Any:
         """What `compute` makes of a part, which is kept until it is asked for."""

@@ -158,7 +158,7 @@ def prepare_text(
     """
     clip_skip, trains = run.train.clip_skip, TEXT_ENCODER in run.components
     if text_encoder is None:
-        layers = reached_layers(int(model.text_digests()[1].get("num_hidden_layers", 12)), clip_skip)
+        layers = reached_layers(int(model.tensor_digests("text_encoder")[1].get("num_hidden_layers", 12)), clip_skip)
     else:
         layers = front_layers(run, text_encoder)
     text = TextConditioning(run, model, accelerator, text_encoder, layers)
@@ -207,7 +207,7 @@ def _key(text: TextConditioning, precision: str, rows: int) -> str:
     On a CPU a caption's embeddings are the same whatever they are computed together with, and with any number of
     threads. On a GPU the number of captions at once decides about rounding, and it is that of a training batch.
     """
-    digests, config = text.model.text_digests()
+    digests, config = text.model.tensor_digests("text_encoder")
     device = text.accelerator.device
     if device.type == "cpu":
         where = [device.type, torch.backends.cpu.get_cpu_capability()]
