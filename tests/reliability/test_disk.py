@@ -192,7 +192,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, world: dict[str, object]) ->
     assert run.returncode == 1, run.stdout + run.stderr
     assert run.stdout.count("No space left on device; training goes on") == 2
     assert "after 3 failed saves in a row: " in run.stderr
-    assert run.stdout.splitlines()[-1] == "['myproj-ep00-gs00001', 'myproj-ep00-gs00002']"
+    assert run.stdout.splitlines()[-1] == "['myproj-ep01-gs00001', 'myproj-ep01-gs00002']"
     assert "Traceback" not in run.stderr
 
 

@@ -62,7 +62,10 @@ def test_every_kind_of_run_goes_on_bit_for_bit(case, train_and_stop, write_optim
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     settings = {**RUN, "sample_prompts": tmp_path / "prompts.json", **CASES[case]}
     at = {"in mid-accumulation": (1, 3), "at an epoch's end": (4, 8)}.get(case, (2, 5))
-    assert_equal_runs(train_and_stop("whole", **settings), train_and_stop("parts", at=at, **settings))
+    parts = train_and_stop("parts", at=at, **settings)
+    assert_equal_runs(train_and_stop("whole", **settings), parts)
+    names = sorted(p.name for p in parts.parent.iterdir() if not p.name.startswith("last-"))
+    assert names == sorted(names, key=lambda name: name.rpartition("-gs")[2]), "in the order of their steps"
 
 
 def test_a_signal_at_the_end_of_a_resumed_runs_start_is_not_followed_by_a_step(

@@ -61,8 +61,7 @@ def keep_best(session: Session, name: str, fingerprint: str, loss: float) -> Non
 
     def take(copy: bool) -> Snapshot:
         snapshot = output.snapshot(session, None, copy=copy, last=False)
-        epoch_and_step = f"ep{session.epoch:02d}-gs{session.step:05d}"
-        target = output.writer.folder / f"best-{session.run.train.project_name}-{epoch_and_step}"
+        target = output.writer.folder / f"best-{session.run.train.project_name}-{session.place}"
         manifest = {key: value for key, value in snapshot.manifest.items() if key != "run_id"}
         return replace(snapshot, target=unused(target, output.run_id), manifest={**manifest, BEST_OF: best_of})
 

@@ -159,8 +159,7 @@ class Output:
         """What a checkpoint holds; without `state`, the weights alone."""
         train, model = session.run.train, session.model
         prefix = "last-" if last and session.done and not train.no_prepend_last else ""
-        epoch = session.epoch + (1 if last and session.batches_done else 0)
-        name = f"{prefix}{train.project_name}-ep{epoch:02d}-gs{session.step:05d}"
+        name = f"{prefix}{train.project_name}-{session.place}"
         components = [] if state is None else session.components
         states: dict[str, Any] = {OPTIMIZER_FILES[c.name]: c.optimizer.state_dict() for c in components}
         if session.ema:

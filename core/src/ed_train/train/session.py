@@ -106,6 +106,11 @@ class Session:
                 yield window
 
     @property
+    def place(self) -> str:
+        """Where the run is, for names: epochs, one that has been begun included, and steps, as ``ep01-gs00003``."""
+        return f"ep{self.epoch + bool(self.batches_done):02d}-gs{self.step:05d}"
+
+    @property
     def done(self) -> bool:
         """Whether all steps have been taken."""
         return self.step >= self.total_steps
