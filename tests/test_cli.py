@@ -279,6 +279,29 @@ def test_a_reader_that_goes_away_is_no_traceback(argument) -> None:
     assert done.stderr == ""
 
 
+PRINTS = """
+import os, sys
+from ed_train.cli import leave_with
+def command(argv):
+    print("x")
+    print("y", file=sys.stderr)
+    assert os.open("/dev/null", os.O_WRONLY) > 2, "a file that takes the place of a stream has in it what is printed"
+    return 5
+leave_with(command)
+"""
+
+
+@pytest.mark.parametrize(
+    ("closed", "out", "err"),
+    [(">&-", "", "y\n"), ("2>&-", "x\n", ""), ("<&-", "x\n", "y\n"), ("<&- >&- 2>&-", "", "")],
+)
+def test_closed_standard_streams_do_no_harm(closed, out, err) -> None:
+    line = f'"$0" -c "$1" {closed}'
+    command = ["sh", "-c", line, sys.executable, PRINTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (5, out, err)
+
+
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no device that is always full")
 def test_an_output_on_a_full_disk_is_one_line() -> None:
     command = [sys.executable, "-m", "ed_train", "--list-optimizers"]

@@ -128,6 +128,15 @@ def test_a_device_without_memory_to_train_is_an_error_that_says_what_takes_less(
     assert line.startswith(expected)
 
 
+def test_a_cpu_without_memory_is_an_error_of_one_line_as_well(run_cli, write_optimizer, monkeypatch, capsys) -> None:
+    write_optimizer({"base": {"optimizer": "adamw"}})
+    monkeypatch.setattr("diffusers.UNet2DConditionModel.forward", lambda *a, **k: torch.empty(2**50))
+    assert run_cli() == 1
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith("error: the device's memory is full: ")
+    assert "a smaller batch_size" in line
+
+
 def test_a_device_without_memory_for_samples_costs_the_samples_alone(
     run_cli, write_optimizer, monkeypatch, capsys, tmp_path
 ) -> None:

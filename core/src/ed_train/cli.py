@@ -145,6 +145,7 @@ def entry_point() -> NoReturn:
 def leave_with(command: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a command with this process's arguments and exit with its status, also where nothing can be printed."""
     status = FAILED
+    _open_standard_streams()
     try:
         try:
             status = command(sys.argv[1:])
@@ -158,6 +159,16 @@ def leave_with(command: Callable[[Sequence[str]], int]) -> NoReturn:
         else:  # what the command was for may have been done all the same
             print(f"ed-train: the output could not be written: {error.strerror}", file=sys.stderr)
     sys.exit(status)
+
+
+def _open_standard_streams() -> None:
+    """Stand in for standard streams that the caller has closed; else the next file that is opened takes their place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _lost_output() -> bool:

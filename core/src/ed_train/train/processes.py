@@ -44,6 +44,12 @@ def make_accelerator(run: RunConfig) -> tuple[Accelerator, str]:
     return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers), precision
 
 
+def _memory_is_full(error: BaseException) -> EdTrainError:
+    less = "a smaller batch_size, gradient_checkpointing, optimizer_in_backward and other optimizers take less"
+    what = ". ".join(str(error).split(". ")[:2]) or type(error).__name__
+    return EdTrainError(f"the device's memory is full: {what}; {less}: see ed-train --plan-memory")
+
+
 @contextmanager
 def failures_named() -> Generator[None]:
     """A block in which failures that are nobody's mistake become one line: of the device's memory, of the network.
@@ -53,11 +59,11 @@ def failures_named() -> Generator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        less = "a smaller batch_size, gradient_checkpointing, optimizer_in_backward and other optimizers take less"
-        what = ". ".join(str(error).split(". ")[:2])
-        raise EdTrainError(f"the device's memory is full: {what}; {less}: see ed-train --plan-memory") from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _memory_is_full(error) from error
     except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):  # torch has no class of its own for it
+            raise _memory_is_full(error) from error
         if not isinstance(error, getattr(torch.distributed, "DistError", ())) and "gloo" not in str(error):
             raise
         reason = " ".join(str(error).split())[:200]
