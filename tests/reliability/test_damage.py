@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -234,6 +235,13 @@ def test_a_manifest_that_is_none(text: str, ckpts: Path) -> None:
     assert point is None
     assert f"{checkpoint / MANIFEST} is damaged: " in message
     assert "\n" not in message
+
+
+def test_a_pipe_for_a_manifest_is_not_waited_for(ckpts: Path) -> None:
+    (checkpoint,) = save(ckpts, 1)
+    (checkpoint / MANIFEST).unlink()
+    os.mkfifo(checkpoint / MANIFEST)
+    assert "is damaged: not a regular file" in find_named(str(checkpoint), ckpts)[1]
 
 
 def test_a_newer_format_is_said_whatever_else_it_holds(ckpts: Path) -> None:

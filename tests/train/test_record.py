@@ -134,6 +134,7 @@ def test_an_edited_run_json_is_checked_with_its_own_lines(tmp_path, micro_model,
     [
         ({"ed_train_run": 2}, "run.json:2: ed_train_run: got 2; this ed-train reads format 1; upgrade ed-train"),
         ({"ed_train_run": 1, "train": {}}, "run.json: optimizer: missing; a run.json has this section"),
+        ({"ed_train_run": 1, "validation": [1]}, "run.json:3: validation: got [1] (list); expected an object or null"),
     ],
 )
 def test_a_run_json_that_cannot_be_read(content, message, tmp_path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ed_train.config.describe import show_with_type
 from ed_train.config.jsontext import Document
 from ed_train.config.optimizer_keys import SCHEDULE_KEYS
 from ed_train.config.run import TEXT_ENCODER, UNET, ComponentConfig, RunConfig
@@ -90,6 +91,9 @@ def read_record(document: Document) -> Record | None:
         raise ConfigError([Problem(document.where(RECORD_KEY), RECORD_KEY, message)])
     names = ("train", "optimizer", "sample_prompts")
     missing = [name for name in names if not isinstance(document.value.get(name), dict)]
+    if not isinstance(document.value.get("validation"), dict | None):
+        message = f"got {show_with_type(document.value['validation'])}; expected an object or null"
+        raise ConfigError([Problem(document.where("validation"), "validation", message)])
     if missing:
         message = "missing; a run.json has this section"
         raise ConfigError(Problem(document.path.name, name, message) for name in missing)

@@ -81,6 +81,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for whoever writes into it
+            raise OSError("not a regular file")
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {MANIFEST}; it is no checkpoint of ed-train, or not whole") from None
