@@ -31,6 +31,10 @@ BAD_TEXTS = {
     "no quotes": ("{lr: 1}", 't.json:1:2: expected a key in double quotes; write "lr"'),
     "number for a key": ("{3: 1}", "t.json:1:2: expected a key in double quotes"),
     "single-quoted value": ("{\"a\": 'b'}", "single quotes are not JSON"),
+    "duplicate key in a line": (
+        '{"lr": 1, "lr": 2}',
+        "t.json:1: lr: duplicate key; it stands twice in line 1; keep one",
+    ),
     "duplicate key": ('{"lr": 1,\n "lr": 2}', "t.json:2: lr: duplicate key; it stands in line 1 and in line 2"),
     "NaN": ('{"lr": NaN}', "JSON has no NaN"),
     "Infinity": ('{"lr": Infinity}', "JSON has no Infinity"),

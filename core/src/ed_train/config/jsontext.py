@@ -172,7 +172,9 @@ class _Parser:
                 raise self._error(f'expected ":" after the key "{name[:40]}"', at)
             child = (*key, name)
             if name in result:
-                message = f"duplicate key; it stands in line {self.lines[child]} and in line {line}; keep one"
+                first = self.lines[child]
+                places = f"twice in line {line}" if first == line else f"in line {first} and in line {line}"
+                message = f"duplicate key; it stands {places}; keep one"
                 self.problems.append(Problem(f"{self.path.name}:{line}", ".".join(map(str, child)), message))
             self.lines[child] = line
             result[name], at = self._value(self._space(at + 1), child)

@@ -128,8 +128,12 @@ def _with_seed(train: TrainConfig, start: Start, notes: list[str]) -> TrainConfi
     """The settings with a seed: where it is -1, that of the run that goes on, or a new one."""
     if train.seed != -1:
         return train
-    seed = start.resume.run["train"]["seed"] if start.resume else secrets.randbelow(2**32)
-    notes.append(f"seed -1: this run's seed is {seed}")
+    if start.resume:
+        seed = start.resume.run["train"]["seed"]
+        notes.append(f"seed -1: the run goes on with its own, {seed}")
+    else:
+        seed = secrets.randbelow(2**32)
+        notes.append(f"seed -1: each start draws another; this one is {seed}")
     return replace(train, seed=seed)
 
 
