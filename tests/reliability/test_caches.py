@@ -19,7 +19,7 @@ from train.resuming import assert_equal_runs
 ENCODE_PICTURE = "diffusers:AutoencoderKL.encode"
 MOMENTS = {
     "latents": ("ed_train.data.encode:LatentCache._encode", 2),
-    "text": ("ed_train.train.text:TextConditioning.front", 3),
+    "text": ("ed_train.train.text:TextConditioning._front_of", 3),
 }
 """By the folder that is being filled: a call of which the results of the one before are on disk."""
 

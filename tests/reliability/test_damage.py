@@ -121,7 +121,7 @@ def test_what_is_no_checkpoint_is_passed_over(ckpts: Path) -> None:
     for name, words in {
         "empty": "has no manifest.json",
         "notes.txt": "notes.txt is a file; expected a checkpoint's folder; a file holds a model alone: begin a new run",
-        "nowhere": "not found",
+        "nowhere": "is a link that leads nowhere",
         ".myproj-ep00-gs00011.partial-1": "was never finished",
     }.items():
         point, message = find_named(str(ckpts / name), ckpts)

@@ -92,7 +92,7 @@ def kill_at_random(
         optimizers, variant = OPTIMIZERS[number % len(OPTIMIZERS)], VARIANTS[number % len(VARIANTS)]
         here = folder / f"run-{number}"
         settings = base_settings(here, model, photos, optimizers)
-        settings |= {"max_epochs": 10**6, "max_steps": steps, "seed": chance.randrange(2**32), **variant}
+        settings |= {"max_epochs": 10**5, "max_steps": steps, "seed": chance.randrange(2**32), **variant}
         runner = Runner(here, settings)
         one_run(runner, kills - counts.kills, chance, counts)
         (here / "quiet").mkdir()
