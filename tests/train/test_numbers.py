@@ -61,6 +61,16 @@ def test_a_loss_that_is_not_finite_is_caught_before_backward(
     assert train_step(session, next(windows)).skipped == (), "the gradients of the batch before it are gone"
 
 
+def test_a_window_that_ends_early_leaves_the_noise_of_later_batches_as_it_is(
+    spoil_loss, make_session, write_optimizer
+) -> None:
+    write_optimizer(ADAMW)
+    session = make_session(grad_accum=2)
+    spoil_loss(math.nan, range(1))
+    assert train_step(session, next(session.windows())).skipped == (LOSS,)
+    assert session.batch_number == 2, "the second batch has not been looked at, and has its number all the same"
+
+
 def one_element_infinite(gradient: torch.Tensor) -> torch.Tensor:
     spoilt = gradient.clone()
     spoilt.view(-1)[0] = math.inf

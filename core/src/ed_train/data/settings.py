@@ -194,7 +194,7 @@ def _without_duplicates(loader: Any) -> Any:
     """The same loader, for which a key that stands twice in a mapping is an error, as in JSON files."""
     from yaml.constructor import ConstructorError
 
-    class Loader(loader):  # type: ignore[misc]
+    class Loader(loader):  # type: ignore[misc]  # a class that is known at run time alone
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: dict[str, int] = {}
             for key in (key for key, _ in node.value if isinstance(key.value, str)):

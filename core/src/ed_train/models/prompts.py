@@ -19,7 +19,6 @@ Side = Annotated[int, Bounds(ge=64, le=4096)]
 Sampler = Literal["ddim", "ddpm", "euler", "euler_a", "dpm++", "dpm++_2m", "dpm++_2m_sde"]
 """`ed_train.models.samplers` has what they are."""
 
-
 _OPTION = re.compile(r"\s--[nwhdls]\s")
 """As sd-scripts has them behind a prompt."""
 _INSTEAD = "a .json file has negative_prompt, size and seed for each prompt, cfgs and num_inference_steps for all"

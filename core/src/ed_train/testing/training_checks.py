@@ -122,7 +122,7 @@ class TrainingChecks(OptimizerUnderTest):
         torch.manual_seed(0)  # as the first step of a run
         with explained(f"step(closure) fails; {advice}"):
             returned = run.optimizer.step(closure)  # type: ignore[arg-type]  # torch says float, and returns a tensor
-        assert len(losses) == 1 and returned is not None, f"step(closure) does not return the loss; {advice}"  # noqa: PT018
+        assert len(losses) == 1 and returned is not None, f"step(closure) does not return the loss; {advice}"  # noqa: PT018  # one fault, one advice
         assert are_equal(plain, run), f"step(closure) differs from backward() and step(); {advice}"
 
     def test_a_gradient_of_zeros_does_no_harm(self) -> None:

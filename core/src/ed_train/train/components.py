@@ -184,6 +184,15 @@ def _positive(factor: Callable[[int], float], step: int) -> float:
     return max(factor(step), factor(1) if step == 0 else 0.0, 1e-6)
 
 
+_AFTER_DECAY = {
+    "linear": "is 0",
+    "cosine": "rises again",
+    "cosine_with_restarts": "is 0",
+    "polynomial": "stays as it is",
+}
+"""What the lr of each schedule that has a decay does afterwards."""
+
+
 def schedule_notes(config: ComponentConfig, total_steps: int) -> list[str]:
     """Lines about schedule settings that do nothing, or not what they say."""
     decay, warmup = decay_and_warmup_steps(config, total_steps)
@@ -198,20 +207,12 @@ def schedule_notes(config: ComponentConfig, total_steps: int) -> list[str]:
     if given and scheduler in _AFTER_DECAY and decay < total_steps:
         fewer = f"lr_decay_steps {decay} is less than this run's {total_steps} optimizer steps"
         notes.append(f"{config.name}: {fewer}: after them, the lr of {scheduler} {_AFTER_DECAY[scheduler]}")
-    elif given and scheduler not in _AFTER_DECAY and not (scheduler != "constant" and config.lr_warmup_steps is None):
+    elif given and scheduler not in _AFTER_DECAY and (scheduler == "constant" or config.lr_warmup_steps is not None):
+        # otherwise the length of the warmup comes from it
         notes.append(f"{sources['lr_decay_steps']} has no effect with lr_scheduler {scheduler}, which has no decay")
     if scheduler != "constant" and not config.optimizer.spec.lr_may_be_zero:
         notes.append(f"{config.name}: {config.optimizer.spec.name} cannot step at lr 0: its schedule stays above it")
     return notes
-
-
-_AFTER_DECAY = {
-    "linear": "is 0",
-    "cosine": "rises again",
-    "cosine_with_restarts": "is 0",
-    "polynomial": "stays as it is",
-}
-"""What the lr of each schedule that has a decay does afterwards."""
 
 
 def component_label(name: str) -> str:
