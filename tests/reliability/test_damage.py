@@ -15,6 +15,7 @@ from ed_train.cli import main
 from ed_train.config.ema import EMA_RECORD
 from ed_train.config.resume import STATE_FILE, find_latest, find_named
 from ed_train.errors import CheckpointError
+from ed_train.models import atomic
 from ed_train.models.atomic import CHECKSUM, MANIFEST, check_files, file_sha256, read_manifest, write_manifest
 from ed_train.train.checkpoint import checkpoints_of
 from reliability.conftest import EVERY_STEP
@@ -163,6 +164,30 @@ def test_projects_in_one_folder_of_runs(ckpts: Path) -> None:
     assert latest(ckpts, "other") == (10, [])
     assert latest(ckpts, "third") == (None, [])
     assert latest(ckpts, None) == (10, []), "of any project"
+
+
+@pytest.mark.parametrize("keep", [None, 1], ids=["its state is removed", "it is removed"])
+@pytest.mark.parametrize("function", ["read_manifest", "check_files"])
+def test_what_a_run_removes_while_it_is_looked_at_is_not_damaged(
+    function: str, keep: int | None, ckpts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that another process trains: what lies there is another checkpoint than a moment ago, at two moments."""
+    older = tmp_path / "logs" / "of another run" / "ckpts"
+    older.mkdir(parents=True)
+    save(older, 7, run_id="fedcba9876543210")
+    save(ckpts, 1)
+    usual, steps = getattr(atomic, function), [2, 3]
+
+    def meanwhile(folder: Path, *args: Any, **kwargs: Any) -> Any:
+        if steps and folder.parent == ckpts:
+            with monkeypatch.context() as patch:
+                patch.setattr(atomic, function, usual)
+                save(ckpts, steps.pop(0), keep=keep)
+        return usual(folder, *args, **kwargs)
+
+    monkeypatch.setattr(atomic, function, meanwhile)
+    assert latest(ckpts) == (3, [])
+    assert steps == []
 
 
 # Manifests of other programs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,12 @@ def find_latest(
     Returns:
         It, or None if there is none, and a line for each newer one that had to be passed over.
     """
-    notes: list[str] = []
-    for folder in _newest_first(_checkpoints(logdir, extra), project, notes):
-        try:
-            return _checked(folder, verify), notes
-        except CheckpointError as error:
-            notes.append(f"passed over: {error}")
-    return None, notes
+    while True:
+        before = _stand(logdir, extra)
+        point, notes = _search(before, project, verify)
+        if _stand(logdir, extra) == before:
+            return point, notes
+        # a run that is still going has saved meanwhile: what it removed is not damaged, nor is an older one the latest
 
 
 def find_named(value: str, base: Path, *, verify: bool = True) -> tuple[ResumePoint | None, str]:
@@ -101,10 +100,22 @@ def not_a_checkpoint(path: Path) -> str:
     return f"{path} is a part of a checkpoint; expected {path.parent}" if part else ""
 
 
-def _checkpoints(logdir: Path, extra: Path | None) -> Iterator[Path]:
-    for parent in {*logdir.glob("*/ckpts"), *([extra] if extra else [])}:
-        if parent.is_dir():
-            yield from (path for path in parent.iterdir() if not path.name.startswith(".") and path.is_dir())
+def _stand(logdir: Path, extra: Path | None) -> dict[Path, bool]:
+    """Whatever may be a checkpoint, and whether it has training state now."""
+    parents = {*logdir.glob("*/ckpts"), *([extra] if extra else [])}
+    paths = (path for parent in parents if parent.is_dir() for path in parent.iterdir())
+    return {path: (path / STATE_FILE).exists() for path in paths if not path.name.startswith(".") and path.is_dir()}
+
+
+def _search(folders: Iterable[Path], project: str | None, verify: bool) -> tuple[ResumePoint | None, list[str]]:
+    """`find_latest` among these folders, at one moment."""
+    notes: list[str] = []
+    for folder in _newest_first(folders, project, notes):
+        try:
+            return _checked(folder, verify), notes
+        except CheckpointError as error:
+            notes.append(f"passed over: {error}")
+    return None, notes
 
 
 def _newest_first(folders: Iterable[Path], project: str | None, notes: list[str]) -> list[Path]:
