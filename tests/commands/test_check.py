@@ -114,7 +114,8 @@ def test_sample_steps_of_a_prompts_file_have_that_file_as_their_source(command, 
 
 def test_the_text_is_for_people(command, write_optimizer, photos) -> None:
     write_optimizer(MIXED)
-    shown = command("--check", max_epochs=5, project_name="cats")
+    saves = {"save_every_n_epochs": 2, "save_ckpts_from_n_epochs": 3, "save_every_n_steps": 1, "keep_last_n_ckpts": 4}
+    shown = command("--check", max_epochs=5, project_name="cats", **saves)
     assert shown.status == 0
     lines = [" ".join(line.split()) for line in shown.out.splitlines()]
     for line in (
@@ -122,6 +123,7 @@ def test_the_text_is_for_people(command, write_optimizer, photos) -> None:
         "steps: 20 in 5 epochs, 2 pictures each (2 a batch x 1 accumulated x 1 process)",
         "text encoder: 12,768 of 1.6 M parameters train (18 of 68 tensors) with prodigy",
         "samples: none (sample_steps 0)",
+        "checkpoints: every 2 epochs from epoch 3 on, every step and at the end; 4 of them stay",
         "frozen: embeddings, encoder.layers.0-2",
         'optimizer "adamw" (optimizer.json:1 base.optimizer; ed-train-adamw 0.1.0)',
         "lr 0.001 (optimizer.json:1 base.lr)",

@@ -84,6 +84,7 @@ IN_FILE_AND_FLAG: dict[str, tuple[Any, Any]] = {
     "save_ckpt_dir": ("one", "two"),
     "save_every_n_epochs": (2, 3),
     "save_ckpts_from_n_epochs": (1, 0),
+    "save_every_n_steps": (100, 1),
     "ckpt_every_n_minutes": (20, 0.5),
     "save_optimizer": (True, False),
     "keep_last_n_ckpts": (2, 3),

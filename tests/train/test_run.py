@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from ed_train import __version__
+from ed_train.errors import EdTrainError
 from ed_train.models.atomic import MANIFEST, file_sha256
 from ed_train.registry import load_registry
 from safetensors.torch import load_file
@@ -69,6 +71,16 @@ def test_the_report_says_what_trains_with_what_and_where_it_came_from(run_cli, w
         "step 1/1: loss ",
     ):
         assert line in out
+
+
+def test_the_device_is_named_before_pictures_are_encoded_on_it(run_cli, write_optimizer, monkeypatch, capsys) -> None:
+    def before_any_picture(*_: object) -> None:
+        raise EdTrainError("stop")
+
+    write_optimizer(ADAMW)
+    monkeypatch.setattr("ed_train.train.setup.prepare_data", before_any_picture)
+    assert run_cli() == 1
+    assert capsys.readouterr().out == f"ed-train {__version__} on cpu: float32, 1 process, seed 555\n"
 
 
 def test_the_8_bit_default_warns_once_on_a_cpu(run_cli, capsys) -> None:
@@ -172,6 +184,19 @@ def test_checkpoints_every_n_epochs_from_an_epoch_on(run_cli, write_optimizer, t
     assert run_cli(**settings, project_name="cats", no_prepend_last=True) == 0
     names = sorted(p.name for p in (run_folder(tmp_path) / "ckpts").iterdir())
     assert names == ["cats-ep03-gs00003", "cats-ep04-gs00004", "cats-ep05-gs00005"]
+
+
+def test_checkpoints_every_n_steps(run_cli, write_optimizer, tmp_path, capsys) -> None:
+    write_optimizer(ADAMW)
+    settings = {"max_epochs": 2, "save_every_n_steps": 3, "save_every_n_epochs": 2, "keep_last_n_ckpts": 2}
+    assert run_cli(**settings, ckpt_every_n_minutes=0.5, project_name="cats") == 0
+    out = capsys.readouterr().out
+    assert "checkpoints: every 2 epochs, every 3 steps, every 0.5 minutes and at the end; 2 of them stay\n" in out
+    assert [Path(line).name for line in out.splitlines() if line.startswith("saved ")] == [
+        "cats-ep01-gs00003",
+        "cats-ep02-gs00006",
+        "last-cats-ep02-gs00008",
+    ]
 
 
 def test_two_runs_of_one_name_get_folders_of_their_own(run_cli, write_optimizer, tmp_path) -> None:
@@ -297,10 +322,11 @@ def test_the_lr_follows_its_schedule_in_optimizer_steps(run_cli, write_optimizer
     assert [e.value for e in events.Scalars("lr/text_encoder")] == pytest.approx([1e-3] * 4)
 
 
-def test_save_nothing_means_no_checkpoint_of_any_kind(run_cli, write_optimizer, tmp_path) -> None:
+def test_save_nothing_means_no_checkpoint_of_any_kind(run_cli, write_optimizer, tmp_path, capsys) -> None:
     write_optimizer(ADAMW)
     settings = {"max_epochs": 2, "batch_size": 8, "save_every_n_epochs": 1, "ckpt_every_n_minutes": 1e-9}
-    assert run_cli(**settings, save_nothing=True) == 0
+    assert run_cli(**settings, save_every_n_steps=1, save_nothing=True) == 0
+    assert "checkpoints: none (save_nothing)\n" in capsys.readouterr().out
     assert not (run_folder(tmp_path) / "ckpts").exists()
 
 

@@ -45,11 +45,14 @@ def check(run: RunConfig, *, as_json: bool) -> None:
 
 def _lines(report: Report) -> Iterator[str]:
     from ed_train.train.components import component_label
+    from ed_train.train.report import device_line
 
     run = report.run
+    yield device_line(run, report.accelerator, report.precision)
     yield from report.opening_lines()
     yield report.steps_line()
     yield report.samples_line()
+    yield report.checkpoints_line()
     for component in report.components:
         yield from _component_lines(component, report.total_steps)
     for name in report.not_trained:

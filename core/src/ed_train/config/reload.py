@@ -24,10 +24,11 @@ from ed_train.errors import ConfigError
 
 RELOAD = "load_settings_every_epoch"
 CHANGEABLE = (
-    RELOAD, "save_every_n_epochs", "save_ckpts_from_n_epochs", "ckpt_every_n_minutes", "keep_last_n_ckpts",
-    "save_optimizer", "save_single_file", "save_full_precision", "no_save_ckpt", "no_prepend_last", "write_schedule",
-    "sample_steps", "log_step", "loss_type", "min_snr_gamma", "zero_frequency_noise_ratio", "pyramid_noise_discount",
-    "embedding_perturbation", "timestep_start", "timestep_end", "clip_grad_norm",
+    RELOAD, "save_every_n_epochs", "save_ckpts_from_n_epochs", "save_every_n_steps", "ckpt_every_n_minutes",
+    "keep_last_n_ckpts", "save_optimizer", "save_single_file", "save_full_precision", "no_save_ckpt",
+    "no_prepend_last", "write_schedule", "sample_steps", "log_step", "loss_type", "min_snr_gamma",
+    "zero_frequency_noise_ratio", "pyramid_noise_discount", "embedding_perturbation", "timestep_start",
+    "timestep_end", "clip_grad_norm",
 )  # fmt: skip
 """Keys that nothing has been built from at the start: a run asks for their values in every step, or at every save."""
 

@@ -170,6 +170,7 @@ class TrainConfig:
     save_ckpt_dir: Annotated[str | None, Help("folder of the checkpoints; default: ckpts in the run's folder")] = None
     save_every_n_epochs: Annotated[Count | None, Help("save a checkpoint every so many epochs")] = None
     save_ckpts_from_n_epochs: Annotated[Whole, Help("no save_every_n_epochs before this epoch")] = 0
+    save_every_n_steps: Annotated[Count | None, Help("save a checkpoint every so many optimizer steps")] = None
     ckpt_every_n_minutes: Annotated[Positive | None, Help("save a checkpoint every so many minutes")] = None
     save_optimizer: Annotated[
         bool, Help("keep the training state in every checkpoint; without, only the newest has it")
@@ -211,7 +212,7 @@ class TrainConfig:
 OWN_KEYS = (
     "model_config", "crops_per_image", "cache_dir", "max_steps", "mixed_precision", "required_plugins", "resume",
     "resume_changed", "keep_last_n_ckpts", "save_single_file", "cache_text_embeddings", "cache_max_gb", "compile",
-    "optimizer_in_backward", "save_nothing", "weights_dtype",
+    "optimizer_in_backward", "save_nothing", "weights_dtype", "save_every_n_steps",
 )  # fmt: skip
 """Keys that EveryDream 2 does not have."""
 

@@ -132,10 +132,8 @@ class Report:
             yield f"gpuid={train.gpuid} ({source}) has no effect: no such GPU is in use, the device is {device}"
 
     def opening_lines(self) -> Iterator[str]:
-        """Device, model and data."""
+        """Model and data."""
         run, train, pictures = self.run, self.run.train, self.pictures
-        precision = {"bf16": "bfloat16 autocast", "fp16": "float16 autocast", "no": "float32"}[self.precision]
-        yield f"ed-train {__version__} on {self.accelerator.device}: {precision}, {self._processes}, seed {train.seed}"
         yield f"model: {run.model.location} ({self.prediction.replace('_', '-')})"
         sizes = "1 size" if pictures.sizes == 1 else f"{pictures.sizes} sizes"
         area = f"of about {train.resolution} x {train.resolution} pixels"
@@ -153,7 +151,7 @@ class Report:
         """Steps, epochs and pictures."""
         train, world = self.run.train, self.accelerator.num_processes
         effective = train.batch_size * train.grad_accum * world
-        factors = f"{train.batch_size} a batch x {train.grad_accum} accumulated x {self._processes}"
+        factors = f"{train.batch_size} a batch x {train.grad_accum} accumulated x {_processes(self.accelerator)}"
         epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
         return f"steps: {self.total_steps} in {epochs}, {effective} pictures each ({factors})"
 
@@ -170,6 +168,19 @@ class Report:
         first = "before the first step, " if settings.generate_pretrain_samples else ""
         return f"samples: {what}{scales}; {first}every {train.sample_steps} steps and at the end"
 
+    def checkpoints_line(self) -> str:
+        """When checkpoints are saved, and how many of them stay."""
+        train = self.run.train
+        if train.save_nothing:
+            return "checkpoints: none (save_nothing)"
+        epochs, steps, minutes = train.save_every_n_epochs, train.save_every_n_steps, train.ckpt_every_n_minutes
+        begun = f" from epoch {train.save_ckpts_from_n_epochs} on" if train.save_ckpts_from_n_epochs > 1 else ""
+        times = [f"every {_counted(epochs, 'epoch')}{begun}"] if epochs else []
+        times += [f"every {_counted(steps, 'step')}"] if steps else []
+        times += [f"every {_counted(minutes, 'minute')}"] if minutes else []
+        kept = f"; {train.keep_last_n_ckpts} of them stay" if train.keep_last_n_ckpts else ""
+        return f"checkpoints: {', '.join(times)} and at the end{kept}" if times else "checkpoints: at the end"
+
     def closing_lines(self) -> Iterator[str]:
         """Remarks, and the first of the pictures that are not used."""
         skipped = self.pictures.skipped
@@ -178,11 +189,6 @@ class Report:
             yield f"warning: picture not used: {picture}"
         if len(skipped) > MAX_SKIPPED_SHOWN:
             yield f"warning: and {len(skipped) - MAX_SKIPPED_SHOWN} more pictures not used"
-
-    @property
-    def _processes(self) -> str:
-        world = self.accelerator.num_processes
-        return f"{world} processes" if world > 1 else "1 process"
 
     def _start_lines(self) -> Iterator[str]:
         yield from self.opening_lines()
@@ -195,9 +201,21 @@ class Report:
         yield from self.caches
         yield self.steps_line()
         yield self.samples_line()
+        yield self.checkpoints_line()
         if self.output:
             yield f"run folder: {self.output.folder}"
         yield from self.closing_lines()
+
+
+def device_line(run: RunConfig, accelerator: Accelerator, precision: str) -> str:
+    """What trains; the first line of all, before pictures are encoded on a device that may be the wrong one."""
+    kind = {"bf16": "bfloat16 autocast", "fp16": "float16 autocast", "no": "float32"}[precision]
+    return f"ed-train {__version__} on {accelerator.device}: {kind}, {_processes(accelerator)}, seed {run.train.seed}"
+
+
+def _processes(accelerator: Accelerator) -> str:
+    world = accelerator.num_processes
+    return f"{world} processes" if world > 1 else "1 process"
 
 
 def rated_lines(epochs: Epochs) -> Iterator[str]:
@@ -265,6 +283,11 @@ def _ranges(blocks: list[str]) -> list[str]:
         together = len(found) > 1 and found == list(range(found[0], found[-1] + 1))
         shown += [f"{parent}.{found[0]}-{found[-1]}"] if together else [f"{parent}.{n}" for n in found] or [parent]
     return shown
+
+
+def _counted(number: float, what: str) -> str:
+    """``epoch``, ``2 epochs``, as it stands behind "every"."""
+    return what if number == 1 else f"{number:g} {what}s"
 
 
 def millions(count: int) -> str:

@@ -30,13 +30,13 @@ from ed_train.train.data_notes import idle_settings
 from ed_train.train.ema import begin_ema
 from ed_train.train.gradients import steps_unread
 from ed_train.train.length import count_steps, fading_of
-from ed_train.train.metrics import Metrics
+from ed_train.train.metrics import Metrics, print_line
 from ed_train.train.noise import Diffusion
 from ed_train.train.output import Output
 from ed_train.train.partial_steps import check_partial_steps, step_in_parts
 from ed_train.train.processes import make_accelerator
 from ed_train.train.record import write_record
-from ed_train.train.report import Pictures, Report
+from ed_train.train.report import Pictures, Report, device_line
 from ed_train.train.resume import find_position, restore_optimizers
 from ed_train.train.rounding import narrow_weights
 from ed_train.train.run_folder import home_of, new_home
@@ -108,6 +108,8 @@ def start(run: RunConfig, signals: StopSignals | None = None) -> tuple[Session, 
     notes = check_devices(run, accelerator.device)
     check_partial_steps(run, accelerator.num_processes, precision)
     set_seed(run.train.seed)
+    if main:
+        print_line(device_line(run, accelerator, precision))
     model = SdModel(run.model, FileMemo(Path(run.train.cache_dir or "") / "models.json"))
     data = prepare_data(run, model, accelerator)
     modules: dict[str, nn.Module] = {UNET: model.load_unet()}

@@ -76,9 +76,7 @@ def after_step(session: Session, result: StepResult, batches: int) -> bool:
         session.metrics.epoch_bar.update()
     if session.output:
         session.output.poll(session)
-    minutes, output = train.ckpt_every_n_minutes, session.output
-    due = bool(minutes and output and time.monotonic() - output.last_saved > 60 * minutes)
-    stop, due = session.agree(bool(session.signals.number), due or (epoch_ended and _due(session)))
+    stop, due = session.agree(bool(session.signals.number), _due(session, epoch_ended))
     if due and not stop and not session.done:
         session.save()
     return stop
@@ -102,8 +100,13 @@ def finish(session: Session) -> None:
     session.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has left: not while one writes
 
 
-def _due(session: Session) -> bool:
-    """Whether the epoch that has just ended is one after which a checkpoint is wanted."""
-    train, done = session.run.train, session.epoch
-    every = train.save_every_n_epochs
-    return bool(every and done % every == 0 and done >= train.save_ckpts_from_n_epochs)
+def _due(session: Session, epoch_ended: bool) -> bool:
+    """Whether a checkpoint is wanted now; by the clock, that is for the main process to say."""
+    train, output = session.run.train, session.output
+    epochs, steps, minutes = train.save_every_n_epochs, train.save_every_n_steps, train.ckpt_every_n_minutes
+    by_epoch = epoch_ended and epochs and session.epoch % epochs == 0
+    return bool(
+        (by_epoch and session.epoch >= train.save_ckpts_from_n_epochs)
+        or (steps and session.step % steps == 0)
+        or (minutes and output and time.monotonic() - output.last_saved > 60 * minutes)
+    )
