@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def test_a_folder_appears_whole_with_a_manifest(tmp_path: Path) -> None:
     target = tmp_path / "runs" / "step-9"
     extra: dict[str, Any] = {"step": 9}
     with atomic_folder(target, extra) as temp:
-        assert temp == tmp_path / "runs" / f".step-9.partial-{os.getpid()}"
+        assert temp.parent == target.parent
+        assert temp.name.startswith(".step-9.partial-")
         (temp / "unet").mkdir()
         (temp / "unet" / "weights").write_bytes(b"w" * 3_000_000)
         (temp / "unet" / "weights").chmod(0o600)
@@ -235,22 +237,78 @@ def test_kill_9_at_each_stage_of_a_save(tmp_path: Path) -> None:
 def test_clean_partials_spares_the_living_and_everything_else(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    alive = os.getppid()
-    names = [f".step-1.partial-{dead.pid}", f".step-2.partial-{os.getpid()}", f".step-3.partial-{alive}"]
+    here = atomic._here()
+    names = [f".step-{n}.partial-{here}-{pid}" for n, pid in enumerate((dead.pid, os.getpid(), os.getppid()), 1)]
     for name in (*names, ".step-4.partial-x", "step-5.partial-1", ".partial-1"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")
-    (tmp_path / f".model.safetensors.partial-{dead.pid}").write_text("x")
+    (tmp_path / f".model.safetensors.partial-{here}-{dead.pid}").write_text("x")
     removed = clean_partials(tmp_path)
-    assert [p.name for p in removed] == [f".model.safetensors.partial-{dead.pid}", *sorted(names[:2])]
+    assert [p.name for p in removed] == [f".model.safetensors.partial-{here}-{dead.pid}", *sorted(names[:2])]
     assert sorted(os.listdir(tmp_path)) == sorted([names[2], ".step-4.partial-x", "step-5.partial-1", ".partial-1"])
     assert clean_partials(tmp_path / "nothing here") == []
 
 
+@pytest.mark.parametrize("pid", ["its own", "nobody's", "another's"])
+def test_what_another_host_is_writing_is_spared_for_a_day(pid: str, tmp_path: Path) -> None:
+    """Process ids of other hosts and containers say nothing here: there, most trainers are number 1."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    number = {"its own": os.getpid(), "nobody's": dead.pid, "another's": os.getppid()}[pid]
+    left = tmp_path / f".step-1.partial-01234567-{number}"
+    for folder in (left, older := tmp_path / f".step-1.partial-{number}"):
+        (folder / "unet").mkdir(parents=True)
+        (folder / "unet" / "weights").write_text("half")
+    with atomic_folder(tmp_path / "step-1"):
+        pass
+    assert clean_partials(tmp_path) == []
+    long_ago = time.time() - 25 * 3600
+    for folder in (left, older):
+        for path in (folder / "unet", folder):
+            os.utime(path, (long_ago, long_ago))
+    assert clean_partials(tmp_path) == [], "a file in it is still being written"
+    os.utime(left / "unet" / "weights", (long_ago, long_ago))
+    assert clean_partials(tmp_path) == [left]
+    assert partials(tmp_path) == [older]
+
+
+def test_containers_do_not_disturb_each_others_saves(tmp_path: Path) -> None:
+    """Each of them is process 1 where it lives, on a host of one name."""
+    container = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*container, "true"], capture_output=True).returncode:
+        pytest.skip("a process may not have process ids of its own here")
+    script = """
+import os, sys, time
+from pathlib import Path
+from ed_train.models.atomic import atomic_folder, clean_partials
+
+folder, name = Path(sys.argv[1]), sys.argv[2]
+assert os.getpid() == 1
+assert clean_partials(folder) == []
+with atomic_folder(folder / name) as temp:
+    (temp / "half").write_text("half")
+    print("half", flush=True)
+    sys.stdin.readline()
+"""
+    with subprocess.Popen(
+        [*container, sys.executable, "-c", script, str(tmp_path), "step-1"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as first:  # fmt: skip
+        assert first.stdout
+        assert first.stdout.readline() == "half\n"
+        second = [*container, sys.executable, "-c", script, str(tmp_path), "step-1"]
+        subprocess.run(second, input="\n", text=True, check=True, capture_output=True)
+        _, errors = first.communicate("\n")
+    assert "step-1 already exists and is not overwritten" in errors
+    check_manifest(tmp_path / "step-1")
+    assert partials(tmp_path) == []
+
+
 def test_a_leftover_of_a_process_with_the_same_id_is_replaced(tmp_path: Path) -> None:
     """In containers a restarted trainer often has the id of the one that was killed."""
-    (tmp_path / f".step-9.partial-{os.getpid()}").mkdir()
-    (tmp_path / f".step-9.partial-{os.getpid()}" / "stale").write_text("x")
+    left = tmp_path / f".step-9.partial-{atomic._here()}-{os.getpid()}"
+    left.mkdir()
+    (left / "stale").write_text("x")
     with atomic_folder(tmp_path / "step-9") as temp:
         (temp / "fresh").write_text("x")
     assert sorted(os.listdir(tmp_path / "step-9")) == ["fresh", "manifest.json"]

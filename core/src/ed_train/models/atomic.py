@@ -11,8 +11,11 @@ import json
 import os
 import re
 import shutil
+import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -26,7 +29,9 @@ MANIFEST_FORMAT = 1
 CHECKSUM = "manifest_sha256"
 """The manifest's last key: over everything else in it, since nothing else vouches for step, epoch and options."""
 
-_PARTIAL = re.compile(r"\..+\.partial-(\d+)")
+_PARTIAL = re.compile(r"\..+\.partial-(?:([0-9a-f]{8})-)?(\d+)")
+"""Of whom: where process ids mean something, as `_here` says, and the process id."""
+_DAY = 24 * 3600
 
 
 @contextmanager
@@ -130,7 +135,8 @@ def check_files(folder: Path, manifest: Mapping[str, Any], *, optional: Iterable
 
 def remove_folder(folder: Path) -> None:
     """Remove a checkpoint so that a crash leaves no half of it under its name."""
-    temp = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    temp = _temporary(folder)
+    _remove(temp)
     folder.rename(temp)
     _remove(temp)
 
@@ -143,17 +149,49 @@ def is_partial(path: Path) -> bool:
 def clean_partials(parent: Path) -> list[Path]:
     """Remove what killed processes left half written in `parent`; returns what was removed.
 
+    Another host, or a container, may be saving there, and whether its processes are alive cannot be known: what is of
+    elsewhere goes when nothing in it was changed for a day.
+
     Call it at start, before the first save: a partial folder with this process's own id is an older process's, too.
     """
-    import psutil
-
     removed = []
     for path in sorted(parent.glob(".*.partial-*")):
         match = _PARTIAL.fullmatch(path.name)
-        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
+        if match and (_is_gone(int(match[2])) if match[1] == _here() else time.time() - _changed(path) > _DAY):
             _remove(path)
             removed.append(path)
     return removed
+
+
+def _temporary(target: Path) -> Path:
+    """What `target` is called while this process writes or removes it."""
+    return target.with_name(f".{target.name}.partial-{_here()}-{os.getpid()}")
+
+
+@cache
+def _here() -> str:
+    """Tells those apart whose process ids are not those of one another: hosts, and the containers of one host."""
+    try:
+        processes = str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:  # not Linux
+        processes = ""
+    return hashlib.sha256(f"{socket.gethostname()} {processes}".encode(errors="replace")).hexdigest()[:8]
+
+
+def _is_gone(process: int) -> bool:
+    import psutil
+
+    return process == os.getpid() or not psutil.pid_exists(process)
+
+
+def _changed(path: Path) -> float:
+    """When something in a file or folder was last changed, in seconds since the epoch."""
+    names = [os.path.join(folder, name) for folder, _, files in os.walk(path) for name in (".", *files)]
+    moments = []
+    for name in (str(path), *names):
+        with suppress(OSError):  # whoever writes there has just renamed or removed it
+            moments.append(os.lstat(name).st_mtime)
+    return max(moments, default=time.time())
 
 
 def file_sha256(path: Path) -> str:
@@ -170,7 +208,7 @@ def _partial(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Lend the temporary path; rename it at the end, or remove it if something went wrong."""
     if not replace:
         _refuse_existing(target)
-    temp = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    temp = _temporary(target)
     _remove(temp)  # left by an older process with the same id, as is common in containers
     renamed = False
     try:
