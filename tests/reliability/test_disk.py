@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import torch
 from ed_train.models.atomic import check_files, read_manifest
 from reliability.conftest import EVERY_STEP
 from reliability.driver import Runner, arguments
+from reliability.others import own_world
 from reliability.sabotage import (
     become_nobody,
     fill_disk,
@@ -130,21 +130,6 @@ def test_a_disk_that_is_full_from_the_start_is_an_error(runner: Runner, undistur
     output = runner.run(partial(full_disk, 1500), expect=1)  # room for the lines that are printed
     assert output.splitlines()[-1].startswith("error: ")
     assert "File too large" in output.splitlines()[-1], output
-
-
-def own_world(folder: Path, world: dict[str, object]) -> dict[str, object]:
-    """Settings of a run that another user can make, with everything that is written in one folder of theirs."""
-    folder.chmod(0o755)
-    copies = {key: folder / key for key in ("resume_ckpt", "data_root")}
-    for key, copy in copies.items():
-        shutil.copytree(str(world[key]), copy, copy_function=shutil.copyfile)  # which anybody may read
-        copy.chmod(0o755)
-    optimizers = shutil.copyfile(str(world["optimizer_config"]), folder / "optimizer.json")
-    (folder / "own").mkdir()
-    if os.geteuid() == 0:
-        os.chown(folder / "own", 65534, 65534)
-    own = {"cache_dir": folder / "own" / "cache", "logdir": folder / "own" / "logs"}
-    return {**world, **copies, **own, "optimizer_config": optimizers}
 
 
 def test_a_folder_that_may_not_be_written_to(world: dict[str, object], undisturbed: Callable[..., Path]) -> None:

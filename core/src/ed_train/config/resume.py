@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,10 @@ def find_latest(
         It, or None if there is none, and a line for each newer one that had to be passed over.
     """
     while True:
-        before = _stand(logdir, extra)
+        before, unread = _stand(logdir, extra)
         point, notes = _search(before, project, verify)
-        if _stand(logdir, extra) == before:
-            return point, notes
+        if _stand(logdir, extra) == (before, unread):
+            return point, [*unread, *notes]
         # a run that is still going has saved meanwhile: what it removed is not damaged, nor is an older one the latest
 
 
@@ -82,6 +83,8 @@ def find_named(value: str, base: Path, *, verify: bool = True) -> tuple[ResumePo
         return _checked(path, verify), ""
     except CheckpointError as error:
         return None, str(error)
+    except OSError as error:
+        return None, _unreadable(error)
 
 
 def not_a_checkpoint(path: Path) -> str:
@@ -90,21 +93,44 @@ def not_a_checkpoint(path: Path) -> str:
 
     if is_partial(path):
         return f"{path} was never finished: what saved it has ended before; expected a checkpoint"
-    inner = [p for p in (path / "ckpts", path) if p.is_dir() and p.name == "ckpts"]
-    if inner:
-        names = ", ".join(sorted(p.name for p in inner[0].iterdir() if not p.name.startswith("."))[:5])
-        return f"{path} is the folder of a run; expected one of its checkpoints: {names or 'it has none'}"
-    if path.is_dir() and any(path.glob("*/ckpts")):
-        return f"{path} is a folder of runs; expected a checkpoint in one of them, RUN/ckpts/NAME"
-    part = (path.parent / MANIFEST).is_file()
-    return f"{path} is a part of a checkpoint; expected {path.parent}" if part else ""
+    try:
+        inner = [p for p in (path / "ckpts", path) if p.is_dir() and p.name == "ckpts"]
+        if inner:
+            names = ", ".join(sorted(p.name for p in inner[0].iterdir() if not p.name.startswith("."))[:5])
+            return f"{path} is the folder of a run; expected one of its checkpoints: {names or 'it has none'}"
+        if path.is_dir() and any(path.glob("*/ckpts")):
+            return f"{path} is a folder of runs; expected a checkpoint in one of them, RUN/ckpts/NAME"
+        part = (path.parent / MANIFEST).is_file()
+        return f"{path} is a part of a checkpoint; expected {path.parent}" if part else ""
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
 
 
-def _stand(logdir: Path, extra: Path | None) -> dict[Path, bool]:
-    """Whatever may be a checkpoint, and whether it has training state now."""
-    parents = {*logdir.glob("*/ckpts"), *([extra] if extra else [])}
-    paths = (path for parent in parents if parent.is_dir() for path in parent.iterdir())
-    return {path: (path / STATE_FILE).exists() for path in paths if not path.name.startswith(".") and path.is_dir()}
+def _stand(logdir: Path, extra: Path | None) -> tuple[dict[Path, bool], list[str]]:
+    """Whatever may be a checkpoint, and whether it has training state now; a line for each folder that is not read."""
+    notes: list[str] = []
+    parents = {*(run / "ckpts" for run in _folders(logdir, notes)), *([extra] if extra else [])}
+    found = {}
+    for path in (path for parent in sorted(parents) for path in _folders(parent, notes)):
+        with suppress(OSError):
+            found[path] = False
+            found[path] = (path / STATE_FILE).exists()
+    return found, notes
+
+
+def _folders(parent: Path, notes: list[str]) -> list[Path]:
+    """The folders in a folder, none where there is no such; adds a line if it may not be read."""
+    try:
+        return [path for path in parent.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        notes.append(f"passed over: {_unreadable(error)}")
+        return []
+
+
+def _unreadable(error: OSError) -> str:
+    return f"{error.filename} cannot be read: {error.strerror}"
 
 
 def _search(folders: Iterable[Path], project: str | None, verify: bool) -> tuple[ResumePoint | None, list[str]]:
@@ -124,15 +150,17 @@ def _newest_first(folders: Iterable[Path], project: str | None, notes: list[str]
 
     found = []
     for folder in folders:
-        if not (folder / MANIFEST).exists() and not any(folder.glob("*/config.json")):
-            continue  # no checkpoint, and none that was damaged
         try:
+            if not (folder / MANIFEST).exists() and not any(folder.glob("*/config.json")):
+                continue  # no checkpoint, and none that was damaged
             manifest = read_manifest(folder)
             if project in (None, manifest.get("project_name")) and _has_state(folder, manifest):
                 check_fields(folder, manifest)
                 found.append((manifest["saved_ns"], manifest["step"], folder))
         except CheckpointError as error:
             notes.append(f"passed over: {error}")
+        except OSError as error:
+            notes.append(f"passed over: {_unreadable(error)}")
     return [folder for *_, folder in sorted(found, reverse=True)]
 
 

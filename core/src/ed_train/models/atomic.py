@@ -91,6 +91,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {MANIFEST}; it is no checkpoint of ed-train, or not whole") from None
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):

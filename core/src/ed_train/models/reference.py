@@ -99,9 +99,9 @@ def folder_problems(folder: Path, *, weights: bool = True) -> list[str]:
         folder: the folder with model_index.json.
         weights: whether the components' weights are wanted, or only their configuration.
     """
-    if not (folder / "model_index.json").is_file():
-        return [_not_diffusers(folder)]
     try:
+        if not (folder / "model_index.json").is_file():
+            return [_not_diffusers(folder)]
         index = _read_config(folder / "model_index.json")
         pipeline = index.get("_class_name")
         if pipeline not in _PIPELINES or "text_encoder_2" in index:
@@ -110,11 +110,14 @@ def folder_problems(folder: Path, *, weights: bool = True) -> list[str]:
         if missing:
             return [f"{_quote(folder)} lacks {', '.join(missing)}; a diffusers folder has {', '.join(PARTS)}"]
         configs = {part: _read_config(_config_file(folder, part)) for part in PARTS}
+        vocabulary = any(all((folder / "tokenizer" / name).is_file() for name in names) for names in _VOCABULARIES)
     except ValueError as error:
         return [str(error)]
+    except OSError as error:  # a folder that others may not look into
+        return [f"{_quote(error.filename)} cannot be read: {error.strerror}"]
     problems = _foreign_code(folder, index, configs)
     problems += [f"{_quote(folder)}: {problem}" for problem in config_problems(configs)]
-    if not any(all((folder / "tokenizer" / name).is_file() for name in names) for names in _VOCABULARIES):
+    if not vocabulary:
         problems.append(f"{_quote(folder / 'tokenizer')} has no vocabulary; expected vocab.json and merges.txt")
     return problems + (_weight_problems(folder) if weights else [])
 
@@ -146,6 +149,8 @@ def _missing(ref: str, base: Path) -> str:
         paths = [(folder / Path(ref).expanduser()).absolute() for folder in (base, Path.cwd())]
         folders = list(dict.fromkeys(path.parent for path in paths))
         names = sorted(p.name for folder in folders if folder.is_dir() for p in folder.iterdir())
+    except PermissionError as error:
+        return f"{_quote(ref)}: {error.filename} cannot be read: {error.strerror}"
     except (OSError, ValueError, RuntimeError):
         return f"{_quote(ref)} is not a path; expected a diffusers folder, a .safetensors or .ckpt file, or a hub id"
     close = get_close_matches(Path(ref).name, names, n=1, cutoff=0.5)
@@ -184,7 +189,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{_quote(path)} cannot be read: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{_quote(path)} cannot be read: {_why(error)}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{_quote(path)} is not a JSON object")
     return config
@@ -218,7 +223,7 @@ def _weight_problems(folder: Path) -> list[str]:
                 else:
                     read_safetensors_header(path)
         except (OSError, ValueError) as error:
-            problems.append(f"{_quote(path)}: {error}")
+            problems.append(f"{_quote(path)}: {_why(error)}")
     return problems
 
 
@@ -233,7 +238,7 @@ def _file_problems(path: Path) -> list[str]:
         elif problem := single_file_problem(read_safetensors_header(path)):
             raise ValueError(problem)
     except (OSError, ValueError) as error:
-        return [f"{_quote(path)}: {error}"]
+        return [f"{_quote(path)}: {_why(error)}"]
     return []
 
 
@@ -249,6 +254,11 @@ def single_file_problem(header: Header) -> str:
     if len(first) == 4 and first[1] != 4:
         return f"the UNet has {first[1]} input channels, not 4 (inpainting?); {TRAINABLE}"
     return ""
+
+
+def _why(error: Exception) -> str:
+    """In one line, without the file's name, which stands before it."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
 def _quote(value: object) -> str:

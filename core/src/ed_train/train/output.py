@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ed_train.config.checks import output_problem
 from ed_train.config.ema import EMA_RECORD, ema_folder
 from ed_train.config.record import configuration_of
 from ed_train.config.resume import EMA_FILE, STATE_FILE
@@ -54,10 +55,15 @@ class Output:
     """
 
     def __init__(self, run: RunConfig, home: Home) -> None:
+        """Prepare to write. Raises EdTrainError if no checkpoint could be saved."""
         train, resume = run.train, run.resume
         self.folder, self._home = home.folder, home
         self.run_id = str(resume.manifest["run_id"]) if resume else secrets.token_hex(8)
         checkpoints = Path(train.save_ckpt_dir) if train.save_ckpt_dir else self.folder / "ckpts"
+        if not train.save_nothing and (
+            problem := output_problem(checkpoints)
+        ):  # that of a run that somebody else began
+            raise EdTrainError(f"the folder of the checkpoints: {problem}, or begin a new run")
         if checkpoints.is_dir():
             clean_partials(checkpoints)
         clean_partials(self.folder)
