@@ -382,6 +382,37 @@ def test_the_schema_leaves_out_what_cannot_be_described_and_says_so(install, cap
     assert err.startswith("warning: broken-plugin 1.2: made_up is not in the schema: the types of the options of ")
 
 
+UNUSABLE_TYPES = {
+    "Decimal": ("'decimal.Decimal' = None", "the type Decimal"),
+    "list[float]": ("list[float] = None", "the type list[float]"),
+    "object": ("Annotated[object, Help('x')] = None", "the type object"),
+    "tuple[complex, ...] | None": ("'tuple[complex, ...] | None' = None", "the type tuple[complex, ...] | None"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE_TYPES)
+def test_option_types_that_json_lacks_are_refused_and_disturb_no_other_plugin(name, install, capsys) -> None:
+    option, words = UNUSABLE_TYPES[name]
+    source = GOOD.replace("lr: float = 1e-3", f"lr: float = 1e-3\n        odd: {option}")
+    source = source.replace("import OptimizerSpec", "import Help, OptimizerSpec")
+    source = "import decimal\nfrom typing import Annotated\n" + dedent(source + REGISTER)
+    install(source, module="broken_plugin_odd")
+    registry = load_registry()
+    with pytest.raises(PluginError) as error:
+        describe_optimizer("made_up", registry, as_json=False)
+    assert f"option 'odd' of broken_plugin_odd.Config has {words}; expected float, int, bool, str," in str(error.value)
+    print_schema("optimizer", registry)
+    out, err = capsys.readouterr()
+    assert "ed-train-lion.lion" in json.loads(out)["$defs"]
+    assert "made_up is not in the schema" in err
+
+
+def test_what_a_broken_plugin_says_cannot_colour_the_terminal(install) -> None:
+    install(r"raise ValueError('one\ntwo \x1b[31mred')")
+    (broken,) = load_registry().broken
+    assert broken.error == r"ValueError: one two \x1b[31mred"
+
+
 def test_create_optimizer_works_beside_broken_plugins(install, monkeypatch) -> None:
     install("import does_not_exist")
     monkeypatch.setattr("ed_train.api.installed_plugins", load_registry)

@@ -47,6 +47,9 @@ def test_it_counts_what_the_run_trains_and_does(command, write_optimizer, make_s
     assert (unet["lr_scheduler"], unet["lr_decay_steps"], unet["lr_warmup_steps"]) == ("cosine", 4, 0)
     assert (text_encoder["lr_decay_steps"], text_encoder["lr_warmup_steps"]) == (9, 1)
     assert text_encoder["frozen_blocks"] == {"frozen": ["embeddings", "encoder.layers.0-3"]}
+    freezing = text_encoder["freezing"]["text_encoder_freezing"]
+    assert (freezing["value"], freezing["source"]) == ({"unfreeze_last_n_layers": 1}, "optimizer.json:1")
+    assert unet["freezing"].keys() == {"unet_freezing"}
 
 
 def test_every_value_has_its_source(command, write_optimizer, flags, tmp_path) -> None:

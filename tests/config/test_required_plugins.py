@@ -59,6 +59,17 @@ def test_a_text_in_place_of_the_list(problems) -> None:
     assert 'got "ed-train-lion" (string); expected a list of texts, e.g. ["ed-train-lion>=0.1"]' in problem
 
 
-def test_as_a_flag_with_commas(resolve) -> None:
-    run = resolve({}, required_plugins="ed-train-lion>=0.1, ed-train-bnb")
-    assert run.train.required_plugins == ("ed-train-lion>=0.1", "ed-train-bnb")
+@pytest.mark.parametrize(
+    ("flag", "wanted"),
+    [
+        ("ed-train-lion>=0.1, ed-train-bnb", ("ed-train-lion>=0.1", "ed-train-bnb")),
+        ('["ed-train-lion>=0.1,<99", "ed-train-bnb"]', ("ed-train-lion>=0.1,<99", "ed-train-bnb")),
+    ],
+)
+def test_as_a_flag_with_commas_or_as_in_the_file(flag, wanted, resolve) -> None:
+    assert resolve({}, required_plugins=flag).train.required_plugins == wanted
+
+
+def test_as_a_flag_that_is_no_list(problems) -> None:
+    (problem, *_) = problems({}, required_plugins='["ed-train-lion"')
+    assert "expected a distribution and a range, e.g. ed-train-lion>=0.1" in problem

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 
 import pytest
-from ed_train import OptimizerSpec, PluginError
+from ed_train import OptimizerSpec
 from ed_train.config.run import TEXT_ENCODER, UNET
 from ed_train.registry import OptimizerRegistry, RegisteredOptimizer
 from ed_train.specs import TrainingPlan
@@ -20,7 +20,8 @@ class Config:
 
 
 def registry_of(**traits: object) -> OptimizerRegistry:
-    spec = OptimizerSpec(name="odd", summary="", config_type=Config, build=lambda params, config: None, **traits)
+    traits = {"config_type": Config, **traits}
+    spec = OptimizerSpec(name="odd", summary="", build=lambda params, config: None, **traits)
     return OptimizerRegistry((RegisteredOptimizer(spec, "ed-train-odd", "2"),))
 
 
@@ -83,10 +84,17 @@ def test_no_warmup_where_it_is_set_to_0(resolve) -> None:
     assert seen == [TrainingPlan("cosine", False, None)]
 
 
-def test_advice_that_fails_names_the_plugin(resolve) -> None:
+def test_advice_that_fails_is_a_problem_where_the_optimizer_is_named(problems) -> None:
     registry = registry_of(advice=lambda config, plan: 1 / 0)
-    with pytest.raises(PluginError, match=r"ed-train-odd 2: odd's advice failed: ZeroDivisionError"):
-        resolve(UNET_ONLY, {"base": {"optimizer": "odd"}}, registry=registry)
+    (problem,) = problems(UNET_ONLY, {"base": {"optimizer": "odd"}}, registry=registry)
+    assert problem.startswith("optimizer.json:1: base.optimizer: ed-train-odd 2: odd's advice failed: ZeroDivision")
+
+
+def test_options_that_cannot_be_checked_are_a_problem_where_the_optimizer_is_named(problems) -> None:
+    odd = make_dataclass("Odd", [("lr", float, 0.5), ("set", complex, 1j)], frozen=True)
+    (problem,) = problems(UNET_ONLY, {"base": {"optimizer": "odd"}}, registry=registry_of(config_type=odd))
+    assert problem.startswith("optimizer.json:1: base.optimizer: the option 'set' of ")
+    assert "has the type complex; expected float, int," in problem
 
 
 def test_recommended_settings_and_defaults_are_not_warned_about(resolve, registry) -> None:

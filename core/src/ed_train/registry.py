@@ -20,7 +20,7 @@ import pluggy
 
 from ed_train import hookspecs
 from ed_train.entry_points import EntryPoint, find_entry_points, normalized
-from ed_train.errors import ConfigError, PluginError
+from ed_train.errors import ConfigError, PluginError, printable
 from ed_train.first_party import DISTRIBUTION_OF_OPTIMIZER
 from ed_train.selection import LEFT_OUT_BY, check_core_version, wanted_plugins
 from ed_train.specs import CLASS_NAME, FreezePolicy, OptimizerSpec
@@ -277,5 +277,5 @@ def _describe(plugin: object) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no message"
+    text = printable(" ".join(str(error).split())) or "no message"
     return f"{type(error).__name__}: {text}"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ed_train.config.describe import show
+from ed_train.config.describe import default_of, show
 from ed_train.config.run import ComponentConfig, RunConfig
 from ed_train.errors import printable
 
@@ -54,7 +54,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield report.samples_line()
     yield report.checkpoints_line()
     for component in report.components:
-        yield from _component_lines(component, report.total_steps)
+        yield from _component_lines(component, report)
     for name in report.not_trained:
         key = _switch(name)
         yield f"{component_label(name)}: does not train  ({key}: {run.sources[key]})"
@@ -71,7 +71,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield "checked only: nothing was trained or written, and neither weights nor pixels were read"
 
 
-def _component_lines(component: TrainedComponent, total_steps: int) -> Iterator[str]:
+def _component_lines(component: TrainedComponent, report: Report) -> Iterator[str]:
     from ed_train.train.components import decay_and_warmup_steps
     from ed_train.train.report import trained_lines
 
@@ -83,10 +83,26 @@ def _component_lines(component: TrainedComponent, total_steps: int) -> Iterator[
     rows += [(key, value, sources[key]) for key, value in vars(config.options).items()]
     rows.append(("lr_scheduler", config.lr_scheduler, sources["lr_scheduler"]))
     if config.lr_scheduler != "constant":
-        decay, warmup = decay_and_warmup_steps(config, total_steps)
+        decay, warmup = decay_and_warmup_steps(config, report.total_steps)
         rows.append(("lr_warmup_steps", warmup, _steps_source(config, "lr_warmup_steps")))
         rows.append(("lr_decay_steps", decay, _steps_source(config, "lr_decay_steps")))
+    frozen_by = _freezing(report.run, component.name).items()
+    rows += [(key, one["value"], f"{one['source']}; {one['distribution']} {one['version']}") for key, one in frozen_by]
     yield from _table(rows)
+
+
+def _freezing(run: RunConfig, component: str) -> dict[str, dict[str, Any]]:
+    """The sections of optimizer.json that freeze something of a component: what is set in them, and where."""
+    return {
+        one.policy.policy.section: {
+            "value": {key: v for key, v in vars(one.options).items() if v != default_of(type(one.options), key)},
+            "source": one.where,
+            "distribution": one.policy.distribution,
+            "version": one.policy.version,
+        }
+        for one in run.freezing
+        if one.policy.policy.component == component
+    }
 
 
 def _steps_source(config: ComponentConfig, key: str) -> str:
@@ -130,7 +146,7 @@ def _summary(report: Report) -> dict[str, Any]:
     for key, other in run.overridden.items():
         settings[key]["overrides"] = {"value": other.value, "source": other.where}
     summary = {
-        "components": {c.name: _component(c, report.total_steps) for c in report.components},
+        "components": {c.name: _component(c, report) for c in report.components},
         "not_trained": {
             name: {"frozen_parameters": _count(report.modules[name]), "source": run.sources[_switch(name)]}
             for name in report.not_trained
@@ -179,12 +195,12 @@ def _validation(report: Report) -> dict[str, Any] | None:
     }
 
 
-def _component(component: TrainedComponent, total_steps: int) -> dict[str, Any]:
+def _component(component: TrainedComponent, report: Report) -> dict[str, Any]:
     from ed_train.train.components import decay_and_warmup_steps
     from ed_train.train.report import frozen_blocks
 
     config: ComponentConfig = component.config
-    decay, warmup = decay_and_warmup_steps(config, total_steps)
+    decay, warmup = decay_and_warmup_steps(config, report.total_steps)
     trained = sum(parameter.numel() for parameter in component.parameters)
     return {
         "optimizer": config.optimizer.spec.name,
@@ -201,6 +217,7 @@ def _component(component: TrainedComponent, total_steps: int) -> dict[str, Any]:
         "trainable_tensors": len(component.parameters),
         "frozen_tensors": len(list(component.module.parameters())) - len(component.parameters),
         "frozen_blocks": frozen_blocks(component.module),
+        "freezing": _freezing(report.run, component.name),
     }
 
 

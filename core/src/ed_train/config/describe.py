@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from ed_train.errors import PluginError, printable
 from ed_train.specs import Bounds, Help
 
-_WORDS = {float: "a number", int: "an integer", bool: "true or false", str: "a text"}
+_WORDS = {float: "a number", int: "an integer", bool: "true or false", str: "a text", Any: "anything"}
 _PLURALS = {float: "numbers", int: "integers", str: "texts", bool: "booleans"}
 _JSON_TYPES = {
     bool: "boolean",
@@ -27,15 +27,38 @@ def annotations_of(config_type: type[Any]) -> dict[str, Any]:
     """Field name to full annotation, `Annotated` included.
 
     Raises:
-        PluginError: an annotation names something that its module does not have.
+        PluginError: an annotation names something that its module does not have, or a type that JSON does not have.
     """
+    name = f"{config_type.__module__}.{config_type.__qualname__}"
     try:
         hints = get_type_hints(config_type, include_extras=True)
     except Exception as error:
-        name = f"{config_type.__module__}.{config_type.__qualname__}"
         advice = "import what the types of options are made of as usual, not under TYPE_CHECKING"
         raise PluginError(f"the types of the options of {name} cannot be read: {error}; {advice}") from error
-    return {f.name: hints[f.name] for f in dataclasses.fields(config_type)}
+    annotations = {f.name: hints[f.name] for f in dataclasses.fields(config_type)}
+    for option, annotation in annotations.items():
+        if not _is_of_json(annotation):
+            kind = _type_name(_strip(annotation)[0])
+            raise PluginError(f"the option {option!r} of {name} has the type {kind}; expected {_OPTION_TYPES}")
+    return annotations
+
+
+_OPTION_TYPES = "float, int, bool, str, a Literal of texts, or a tuple of these, such as tuple[float, ...]; or None"
+_LEAVES = {bool, int, float, str, types.NoneType, Any, Ellipsis}
+_CONTAINERS = {Union, types.UnionType, tuple, dict}
+
+
+def _is_of_json(annotation: Any) -> bool:
+    """Whether a type is one of those that messages and schemas have words for; a dataclass is a type of the core's."""
+    base, _ = _strip(annotation)
+    origin = get_origin(base)
+    if origin is None:
+        return base in _LEAVES or dataclasses.is_dataclass(base)
+    return origin is Literal or (origin in _CONTAINERS and all(map(_is_of_json, get_args(base))))
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
 
 
 def default_of(config_type: type[Any], name: str) -> Any:
@@ -94,7 +117,8 @@ def is_list(annotation: Any) -> bool:
 def _expected_list(members: tuple[Any, ...]) -> str:
     base, limits = _strip(members[0])
     count = "" if members[-1] is Ellipsis else f"{len(members)} "
-    return f"a list of {count}{_PLURALS.get(base, 'values')}{limits}"
+    words = "numbers" if leaf_types(base) == {int, float} else _PLURALS.get(base, "values")
+    return f"a list of {count}{words}{limits}"
 
 
 def _strip(annotation: Any) -> tuple[Any, str]:

@@ -8,7 +8,7 @@ from ed_train.config.describe import show_with_type
 from ed_train.config.jsontext import Document
 from ed_train.config.run import FreezeConfig
 from ed_train.config.validate import validated
-from ed_train.errors import Problem
+from ed_train.errors import PluginError, Problem
 from ed_train.registry import OptimizerRegistry, RegisteredFreezePolicy
 from ed_train.specs import option_names
 
@@ -55,7 +55,11 @@ def _resolve_section(
     def where(key: str) -> str:
         return document.where(section, key) if (section, key) in document.lines else document.where(section)
 
-    config, found, warned = validated(config_type, values, key_prefix=f"{section}.", where=where)
+    try:
+        config, found, warned = validated(config_type, values, key_prefix=f"{section}.", where=where)
+    except PluginError as error:
+        problems.append(Problem(document.where(section), section, f"{policy.distribution} {policy.version}: {error}"))
+        return None
     problems += found
     notes += [f"{document.where(section)}: {section}: {message}" for message in warned]
     return FreezeConfig(policy, config, document.where(section)) if config is not None else None

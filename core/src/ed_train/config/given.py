@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -65,7 +67,7 @@ def _flag_value(text: str, annotation: Any) -> Any:
     if leaves & {bool, Any} and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if is_list(annotation):
-        return [part.strip() for part in text.split(",") if part.strip()]
+        return _flag_list(text)
     if leaves & {int, float, Any}:
         for convert in (int, float):
             try:
@@ -73,6 +75,14 @@ def _flag_value(text: str, annotation: Any) -> Any:
             except ValueError:
                 continue
     return text
+
+
+def _flag_list(text: str) -> Any:
+    """A list as in the file, whose members may have commas, as ranges of versions do; or what is between commas."""
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def train_config(given: Mapping[str, Given]) -> tuple[TrainConfig, list[Problem], list[str]]:

@@ -21,7 +21,7 @@ from ed_train.config.run import TEXT_ENCODER, UNET, ComponentConfig, FreezeConfi
 from ed_train.config.sanity import sanity_notes
 from ed_train.config.train_keys import TrainConfig
 from ed_train.config.validate import unknown_key, validated
-from ed_train.errors import ConfigError, Problem
+from ed_train.errors import ConfigError, PluginError, Problem
 from ed_train.first_party import DEFAULT_OPTIMIZER
 from ed_train.registry import OptimizerRegistry, RegisteredOptimizer
 from ed_train.selection import LEFT_OUT_BY
@@ -250,21 +250,24 @@ class OptimizerFileResolver:
         chosen: RegisteredOptimizer,
         values: dict[str, Given],
     ) -> None:
-        """Check a component's options and schedule, and add it."""
+        """Check a component's options and schedule, and add it; a plugin that fails is a problem where it is named."""
         options = {k: g for k, g in values.items() if k in option_names(chosen.spec.config_type)}
         schedule = self._schedule(values)
         user = f"; the text encoder's {chosen.spec.name} inherits it: set" if name == TEXT_ENCODER else ""
-        config = self._checked(chosen.spec.config_type, options, optimizer, user)
-        schedule_config = self._checked(ScheduleConfig, schedule, optimizer)
-        if config is None or schedule_config is None:
-            return
-        sources = dict.fromkeys(option_names(chosen.spec.config_type), f"default of {chosen.origin}")
-        sources |= dict.fromkeys(SCHEDULE_KEYS, "default")
-        sources |= {key: given.source for key, given in {"optimizer": optimizer, **options, **schedule}.items()}
-        components[name] = ComponentConfig(
-            name=name, optimizer=chosen, options=config, sources=sources, **vars(schedule_config)
-        )
-        self.notes += sanity_notes(components[name], self.train.clip_grad_norm)
+        try:
+            config = self._checked(chosen.spec.config_type, options, optimizer, user)
+            schedule_config = self._checked(ScheduleConfig, schedule, optimizer)
+            if config is None or schedule_config is None:
+                return
+            sources = dict.fromkeys(option_names(chosen.spec.config_type), f"default of {chosen.origin}")
+            sources |= dict.fromkeys(SCHEDULE_KEYS, "default")
+            sources |= {key: given.source for key, given in {"optimizer": optimizer, **options, **schedule}.items()}
+            components[name] = ComponentConfig(
+                name=name, optimizer=chosen, options=config, sources=sources, **vars(schedule_config)
+            )
+            self.notes += sanity_notes(components[name], self.train.clip_grad_norm)
+        except PluginError as error:
+            self.problems.append(Problem(optimizer.where, optimizer.key, str(error)))
 
     def _schedule(self, values: dict[str, Given]) -> dict[str, Given]:
         """A flag wins over optimizer.json, which wins over train.json: only it can tell the components apart."""
