@@ -17,7 +17,7 @@ from ed_train.models.atomic import MANIFEST, file_sha256, read_manifest, write_m
 from ed_train.train import setup
 from ed_train.train import train as loop
 from ed_train.train.components import build_component
-from ed_train.train.optimizer_state import restore_optimizer
+from ed_train.train.optimizer_state import renumbered, restore_optimizer
 from filelock import FileLock
 
 ADAMW = {"optimizer": "adamw", "lr": 1e-3}
@@ -325,6 +325,12 @@ def test_reordered_parameters_get_their_own_state(interrupted, make_session) -> 
     for number, name in enumerate(manifest["optimizers"]["unet"]["parameters"]):
         parameter = reordered.parameters[reordered.parameter_names.index(name)]
         assert torch.equal(reordered.optimizer.state[parameter]["exp_avg"], saved[number]["exp_avg"])
+
+
+def test_state_that_is_of_no_parameter_stays() -> None:
+    """Some optimizers keep what they share between parameters under a name of its own."""
+    saved = {"state": {0: {"a": 0}, 1: {"a": 1}, "all": {"k": 5}}, "param_groups": [{"params": [0, 1]}]}
+    assert renumbered(saved, ["x", "y"], ["y", "x"])["state"] == {0: {"a": 1}, 1: {"a": 0}, "all": {"k": 5}}
 
 
 def test_another_shape_is_refused(interrupted, go_on) -> None:

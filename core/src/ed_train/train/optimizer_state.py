@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ed_train.api import build_optimizer
 from ed_train.config.describe import show
 from ed_train.config.run import TEXT_ENCODER
-from ed_train.errors import CheckpointError, ConfigError, Problem
+from ed_train.errors import ConfigError, Problem
 from ed_train.models.tensors import listed
 from ed_train.train.components import TrainedComponent
 from ed_train.train.rounding import load_in_float32
@@ -58,16 +56,16 @@ def restore_optimizer(
     record = manifest["optimizers"].get(component.name)
     notes: list[str] = []
     try:
-        _check_optimizer(component, record)
+        check_optimizer(component, record)
         if record["version"] != component.config.optimizer.version:
             origin = component.config.optimizer.origin
             saved_by = f"{record['distribution']} {record['version']}"
             notes.append(f"{component.name}: the state was saved by {saved_by}; {origin} goes on with it")
-        notes += _check_parameters(component, record, changed=changed)
+        notes += check_parameters(component, record, changed=changed)
         if not load:
             return notes
         saved = read_state(checkpoint / OPTIMIZER_FILES[component.name])
-        _load(component, _renumbered(saved, record["parameters"], component.parameter_names))
+        load_state(component, renumbered(saved, record["parameters"], component.parameter_names))
         recorded = manifest["run"]["optimizer"]
         own = recorded.get("text_encoder_overrides") if component.name == TEXT_ENCODER else None
         _reapply_options(component, own or recorded["base"])
@@ -78,41 +76,7 @@ def restore_optimizer(
     return notes
 
 
-def load_foreign_state(component: TrainedComponent, folder: Path, manifest: Mapping[str, Any] | None) -> str:
-    """Load the optimizer state that lies beside a model that a new run starts from, if it fits.
-
-    Args:
-        component: with a new optimizer.
-        folder: the model's, perhaps with ``optimizer_unet.pt`` and ``optimizer_te.pt``: bare state dicts.
-        manifest: of the folder, if it is a checkpoint of ours.
-
-    Returns:
-        A line that says what was loaded, or why nothing was; empty if there is nothing.
-
-    Raises:
-        ConfigError: the file wants to run foreign code.
-    """
-    path = folder / OPTIMIZER_FILES[component.name]
-    if not path.is_file():
-        return ""
-    try:
-        record = manifest["optimizers"].get(component.name) if manifest else None
-        if manifest:
-            _check_optimizer(component, record)
-        if record:
-            _check_parameters(component, record, changed=False)
-        names = record["parameters"] if record else component.parameter_names
-        saved = read_state(path)
-        _check_bare(component, saved)
-        options = {k: v for k, v in component.optimizer.param_groups[0].items() if k != "params"}
-        _load(component, _renumbered(saved, names, component.parameter_names))
-        _take_over(component, options, old=None)
-    except (MisfitError, CheckpointError) as error:
-        return f"{component.name}: {path} is not used, its optimizer begins anew: {error}"
-    return f"{component.name}: optimizer state of {len(saved['state'])} tensors loaded from {path}"
-
-
-def _check_optimizer(component: TrainedComponent, record: Mapping[str, Any] | None) -> None:
+def check_optimizer(component: TrainedComponent, record: Mapping[str, Any] | None) -> None:
     optimizer = component.config.optimizer
     if record is None:
         raise MisfitError("the checkpoint has no optimizer state for it: it did not train")
@@ -123,7 +87,7 @@ def _check_optimizer(component: TrainedComponent, record: Mapping[str, Any] | No
         )
 
 
-def _check_parameters(component: TrainedComponent, record: Mapping[str, Any], *, changed: bool) -> list[str]:
+def check_parameters(component: TrainedComponent, record: Mapping[str, Any], *, changed: bool) -> list[str]:
     """Compare the trained parameters by name and shape; returns lines about those that differ, if they may."""
     shapes = dict(zip(record["parameters"], map(tuple, record["shapes"]), strict=True))
     now = {name: tuple(p.shape) for name, p in component.named_parameters()}
@@ -139,8 +103,8 @@ def _check_parameters(component: TrainedComponent, record: Mapping[str, Any], *,
     return [f"{component.name}: {' and '.join(parts)}; state is kept by name, and new parameters begin without"]
 
 
-def _renumbered(saved: Any, names: Sequence[str], wanted: Sequence[str]) -> dict[str, Any]:
-    """The state dict with its parameters in the order of `wanted`."""
+def renumbered(saved: Any, names: Sequence[str], wanted: Sequence[str]) -> dict[str, Any]:
+    """The state dict with its parameters in the order of `wanted`; what is no parameter's stays as it is."""
     groups = saved.get("param_groups") if isinstance(saved, dict) else None
     if not groups or not isinstance(saved.get("state"), dict):
         raise MisfitError("it holds no state dict of an optimizer")
@@ -151,31 +115,14 @@ def _renumbered(saved: Any, names: Sequence[str], wanted: Sequence[str]) -> dict
         )
     number_of = dict(zip(names, numbers, strict=True))
     kept = [(index, number_of[name]) for index, name in enumerate(wanted) if name in number_of]
-    state = {index: saved["state"][number] for index, number in kept if number in saved["state"]}
+    of_none = {key: value for key, value in saved["state"].items() if not isinstance(key, int)}
+    state = of_none | {index: saved["state"][number] for index, number in kept if number in saved["state"]}
     extra = {k: v for k, v in saved.items() if k not in ("state", "param_groups")}
-    return {**extra, "state": state, "param_groups": [{**groups[0], "params": list(range(len(wanted)))}]}
+    group = {k: v for k, v in groups[0].items() if k != "param_names"}
+    return {**extra, "state": state, "param_groups": [{**group, "params": list(range(len(wanted)))}]}
 
 
-def _check_bare(component: TrainedComponent, saved: Any) -> None:
-    """Whether a state dict without a name can be this optimizer's: by its groups' keys and its tensors' shapes."""
-    if not isinstance(saved, dict) or not saved.get("param_groups") or not isinstance(saved.get("state"), dict):
-        raise MisfitError("it holds no state dict of an optimizer")
-    runtime = {"params", "initial_lr", "param_names"}  # schedules and names add the latter two
-    keys = set(saved["param_groups"][0]) - runtime
-    own = set(component.optimizer.param_groups[0]) - runtime
-    if keys != own:
-        name = component.config.optimizer.spec.name
-        differing = listed(sorted(map(str, keys ^ own)), 5)
-        raise MisfitError(f"it is not the state of {name}: the options of the groups differ in {differing}")
-    numbers = [n for group in saved["param_groups"] for n in group["params"]]
-    for number, parameter in zip(numbers, component.parameters, strict=False):
-        for key, value in saved["state"].get(number, {}).items():
-            if isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape != parameter.shape:
-                shapes = f"{list(value.shape)}, and that parameter is {list(parameter.shape)}"
-                raise MisfitError(f"{key} of parameter {number} is {shapes}: other parameters, or another order")
-
-
-def _load(component: TrainedComponent, state: dict[str, Any]) -> None:
+def load_state(component: TrainedComponent, state: dict[str, Any]) -> None:
     try:
         load_in_float32(component.optimizer, component.parameters, state)
     except Exception as error:
@@ -195,22 +142,27 @@ def _reapply_options(component: TrainedComponent, recorded: Mapping[str, Any]) -
         raise MisfitError(f"the checkpoint's options {show(before)} are not valid any more: {error}") from error
     old = build_optimizer(config.optimizer, component.parameters, options).param_groups[0]
     new = build_optimizer(config.optimizer, component.parameters, config.options).param_groups[0]
-    _take_over(component, new, old=old)
+    take_over(component, new, old=old)
 
 
-def _take_over(component: TrainedComponent, new: Mapping[str, Any], old: Mapping[str, Any] | None) -> None:
+def take_over(component: TrainedComponent, new: Mapping[str, Any], old: Mapping[str, Any] | None) -> None:
     """Put the options of a new group over the loaded one's, but not over what training has changed, such as d.
 
     Args:
         component: its optimizer has loaded the state.
         new: the group of an optimizer that was just built as configured.
-        old: the same with the checkpoint's options; None if they are not known: only those that the spec names count.
+        old: the same with the checkpoint's options; None if they are not known: those count that the spec names,
+            and switches such as torch's maximize and fused.
     """
     named = {*vars(component.config.options), "eps"}
     for group in component.optimizer.param_groups:
         for key, value in new.items():
             if key == "params":
                 continue
-            untrained = old is not None and old[key] != value and group.get(key) == old[key]
-            if untrained or (old is None and key in named):
+            if old is None:
+                switch = isinstance(value, bool | None) and key != "train_mode"  # schedule-free's, which is state
+                configured = key in named or key not in group or switch
+            else:
+                configured = old[key] != value and group.get(key) == old[key]
+            if configured:
                 group[key] = value

@@ -13,7 +13,8 @@ from ed_train.data.loader import BatchLoader
 from ed_train.errors import CheckpointError, ConfigError, Problem
 from ed_train.models.atomic import MANIFEST, read_manifest
 from ed_train.train.components import TrainedComponent
-from ed_train.train.optimizer_state import load_foreign_state, restore_optimizer
+from ed_train.train.foreign_state import load_foreign_state
+from ed_train.train.optimizer_state import restore_optimizer
 
 WHAT_TRAINS = ("clip_skip ", "disable_unet_training ", "disable_textenc_training ")
 
