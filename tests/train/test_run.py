@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -11,9 +12,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from ed_train import __version__
+from ed_train.config.train_keys import TrainConfig
 from ed_train.errors import EdTrainError
 from ed_train.models.atomic import MANIFEST, file_sha256
 from ed_train.registry import load_registry
+from ed_train.train.metrics import Metrics
+from ed_train.train.step import StepResult
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -86,6 +90,15 @@ def test_the_device_is_named_before_pictures_are_encoded_on_it(run_cli, write_op
 def test_the_8_bit_default_warns_once_on_a_cpu(run_cli, capsys) -> None:
     assert run_cli(max_steps=1, save_nothing=True) == 0
     assert capsys.readouterr().out.count("10 to 16 times") == 1
+
+
+def test_a_slow_step_has_a_rate_above_0(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    seconds = itertools.count(step=25)
+    monkeypatch.setattr("ed_train.train.metrics.time.perf_counter", lambda: next(seconds))
+    metrics = Metrics(tmp_path, 1, 2, TrainConfig(log_step=1))
+    metrics.after_step(1, StepResult(torch.ones(()), {}, (), 1, ()), [], lambda tensor: tensor)
+    metrics.close()
+    assert re.search(r"step 1/2: loss 1\.0000, img/s 0\.0\d+\n", capsys.readouterr().out)
 
 
 def test_tensorboard_has_every_scalar_and_sample_pictures(

@@ -117,7 +117,8 @@ class Metrics:
             scalars |= {f"optimizer_state_mb/{c.name}": size_of(c.optimizer.state_dict()) / 1e6 for c in components}
             self._state_counted = True
         self.events.write(scalars, step)
-        shown = {"loss": f"{loss:.4f}", **self._shown_rates(components), "img/s": f"{rate:.1f}"}
+        images = f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+        shown = {"loss": f"{loss:.4f}", **self._shown_rates(components), "img/s": images}
         self.step_bar.set_postfix(shown)
         if self.plain:
             words = [*(f"{key} {value}" for key, value in shown.items()), *self._time_left(step)]

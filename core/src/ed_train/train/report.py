@@ -153,7 +153,8 @@ class Report:
         effective = train.batch_size * train.grad_accum * world
         factors = f"{train.batch_size} a batch x {train.grad_accum} accumulated x {_processes(self.accelerator)}"
         epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
-        return f"steps: {self.total_steps} in {epochs}, {effective} pictures each ({factors})"
+        pictures = f"{effective} picture{'s' if effective > 1 else ''}"
+        return f"steps: {self.total_steps} in {epochs}, {pictures} each ({factors})"
 
     def samples_line(self) -> str:
         """What is drawn, and when."""
