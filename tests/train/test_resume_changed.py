@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -33,7 +34,7 @@ def interrupted(flags, write_optimizer, tmp_path) -> Callable[..., Path]:
         given = {**flags, "max_steps": 2, "project_name": "cut", "no_prepend_last": True, **settings}
         assert main([f"--{key}={value}" for key, value in given.items()]) == 0
         (folder,) = (tmp_path / "logs").glob("cut_*")
-        (checkpoint,) = (folder / "ckpts").iterdir()
+        (checkpoint,) = (path for path in (folder / "ckpts").iterdir() if not path.name.endswith("-ema"))
         return checkpoint
 
     return run
@@ -182,6 +183,9 @@ def test_what_cannot_change_in_a_run_that_goes_on_is_said(
         "": [],
         f"--resume_ckpt={os.path.relpath(model)}": [],
         "--resume_ckpt=gone": [f'--resume_ckpt "gone" has no effect: {began}; without resume it begins a new run'],
+        f"--model_config={model}": [
+            f'--model_config "{model}" has no effect: the checkpoint has the model\'s configuration'
+        ],
         f"--run_name={run.name}": [],
         "--run_name=mine": [f'--run_name "mine" {own}'],
         f"--logdir={tmp_path}": [f'--logdir "{tmp_path}" {own}'],
@@ -197,6 +201,30 @@ def test_what_cannot_change_in_a_run_that_goes_on_is_said(
         assert main([*(f"--{key}={value}" for key, value in given.items()), *argument.split(), "--check"]) == 0
         notes = re.findall("note: (.*)", capsys.readouterr().out)
         assert [n for n in notes if re.search("changed|no effect|from here on", n)] == expected, argument
+
+
+def test_other_prompts_and_another_beginning_of_the_average_are_said(interrupted, flags, tmp_path, capsys) -> None:
+    prompts = tmp_path / "prompts.json"
+    content = {"samples": [{"prompt": "a", "size": [64, 64]}], "num_inference_steps": 1, "cfgs": [1]}
+    prompts.write_text(json.dumps(content))
+    more = {"sample_prompts": prompts, "sample_steps": 9, "ema_decay_rate": 0.5}
+    checkpoint = interrupted(ADAMW, **more)
+    given = {**flags, "project_name": "cut", "no_prepend_last": True, "resume": checkpoint, "max_steps": 2, **more}
+    model = flags["resume_ckpt"]
+    idle = f'--ema_resume_model "{model}" has no effect: the checkpoint\'s average goes on'
+    for change, expected in {
+        (): [],
+        ("--ema_resume_model=findlast",): [],
+        (f"--ema_resume_model={model}",): [idle],
+        ("edit",): ["changed since the checkpoint: sample_prompts num_inference_steps 1 -> 2"],
+        ("edit", "--sample_steps=0"): ["changed since the checkpoint: sample_steps 9 -> 0"],
+    }.items():
+        prompts.write_text(json.dumps({**content, "num_inference_steps": 2 if "edit" in change else 1}))
+        capsys.readouterr()
+        arguments = [*(f"--{key}={value}" for key, value in given.items()), *(c for c in change if c != "edit")]
+        assert main([*arguments, "--check"]) == 0
+        notes = re.findall("note: (.*)", capsys.readouterr().out)
+        assert [n for n in notes if re.search("changed|has no effect", n)] == expected, change
 
 
 def test_a_folder_of_a_run_that_was_moved_goes_on_where_it_is(interrupted, go_on, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def changes_since(run: RunConfig) -> list[str]:
         lines += _differences(_flat(validated), _flat(validates), "validation ")
     elif validated or validates:
         lines.append("validation on -> off" if validated else "validation off -> on")
-    return lines
+    drawn = _drawn(before), _drawn(now)
+    return lines + (_differences(*drawn, "sample_prompts ") if all(drawn) else [])
 
 
 def change_notes(run: RunConfig) -> list[str]:
@@ -62,9 +64,11 @@ def idle_on_resume(train: TrainConfig, given: Mapping[str, Given], folder: Path,
         resume: the checkpoint.
     """
     before, home, notes = resume.run["train"], resume.folder, []
-    if train.resume_ckpt not in (None, FIND_LAST) and not _same_model(train.resume_ckpt, before, folder):
+    if train.resume_ckpt not in (None, FIND_LAST) and not same_model(train.resume_ckpt, before, "resume_ckpt", folder):
         began = f"the run began with {before.get('resume_ckpt')}, and goes on with its checkpoint's weights"
         notes.append(f"{given['resume_ckpt']} has no effect: {began}; without resume it begins a new run")
+    if train.model_config and not same_model(train.model_config, before, "model_config", folder):
+        notes.append(f"{given['model_config']} has no effect: the checkpoint has the model's configuration")
     if home is None:
         return [*notes, f"the run's folder {resume.manifest['run_folder']} is gone: the run goes on in a new one"]
     named = {"run_name": train.run_name == home.name, "logdir": Path(train.logdir).resolve() == home.resolve().parent}
@@ -77,13 +81,20 @@ def idle_on_resume(train: TrainConfig, given: Mapping[str, Given], folder: Path,
     return notes
 
 
-def _same_model(value: str, before: Mapping[str, Any], folder: Path) -> bool:
-    """Whether resume_ckpt is what it was, perhaps in another spelling."""
-    recorded = before.get("resume_ckpt")
+def same_model(value: str, before: Mapping[str, Any], key: str, folder: Path) -> bool:
+    """Whether a key that names a model is what it was, perhaps in another spelling."""
+    recorded = before.get(key)
     found, _ = find_input(value, folder)
     return value == recorded or bool(
         found and isinstance(recorded, str) and found.resolve() == Path(recorded).resolve()
     )
+
+
+def _drawn(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the sample pictures, as in JSON; none where no samples are drawn."""
+    samples = recorded.get("sample_prompts")
+    wanted = isinstance(samples, Mapping) and recorded["train"].get("sample_steps")
+    return _flat(json.loads(json.dumps(samples))) if wanted else {}
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:

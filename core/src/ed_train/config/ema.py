@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ed_train.config.changes import same_model
 from ed_train.config.checks import off
 from ed_train.config.describe import default_of, show
 from ed_train.config.optimizer_keys import Given
@@ -45,9 +46,14 @@ def find_ema_model(start: Start, train: TrainConfig, given: Mapping[str, Given],
     """
     start.notes += _notes(train, given)
     value = train.ema_resume_model
-    if value is None or not uses_ema(train) or (start.resume and EMA_RECORD in start.resume.manifest):
+    if value is None or not uses_ema(train):
         return
     origin = given["ema_resume_model"]
+    if start.resume and EMA_RECORD in start.resume.manifest:
+        before = start.resume.run["train"]
+        if value != FIND_LAST and not same_model(value, before, "ema_resume_model", folder):
+            start.notes.append(f"{origin} has no effect: the checkpoint's average goes on")
+        return
     if value == FIND_LAST:
         extra = Path(train.save_ckpt_dir) if train.save_ckpt_dir else None
         latest, _ = find_latest(Path(train.logdir), extra, train.project_name, verify=False)

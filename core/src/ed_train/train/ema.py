@@ -69,8 +69,9 @@ def plan_ema(run: RunConfig, total_steps: int, step: int) -> tuple[EmaPlan | Non
     else:
         beginning = "begins with the checkpoint's weights" if run.resume else "begins with the model's weights"
     notes = [f"EMA: {decay:.8g} of the average stays at each update, one every {every}; it {beginning}"]
-    if not updates:
-        notes.append(f"EMA: the average is never updated: a run of {total_steps} steps is shorter than {every}")
+    if not updates and total_steps > step:
+        left = f"the next would be at step {(begun // interval + 1) * interval}, and the run ends at step {total_steps}"
+        notes.append(f"EMA: the average is never updated: {left}")
     notes += [
         f"EMA: {component.optimizer.spec.name} averages the weights of the {component.name} by itself"
         for component in run.components.values()
