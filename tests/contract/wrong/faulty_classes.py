@@ -52,6 +52,35 @@ class ChangesTypes(Sgd):
             p.grad, p.data = None, p.data.bfloat16()
 
 
+class LeavesBiasesOut(Sgd):
+    """Is made for matrices, and passes over whatever has a single dimension."""
+
+    def change(self):
+        for p in [p for group in self.param_groups for p in group["params"]]:
+            p.grad = p.grad if p.ndim > 1 else None
+        super().change()
+
+
+class SchedulesItself(Sgd):
+    """Lets its learning rate fall by itself."""
+
+    def change(self):
+        super().change()
+        for group in self.param_groups:
+            group["lr"] *= 0.99
+
+
+class KeepsDouble(Sgd):
+    """Keeps a more precise average than torch loads again."""
+
+    def change(self):
+        for p in [p for group in self.param_groups for p in group["params"] if p.grad is not None]:
+            average = self.state[p].setdefault("average", torch.zeros_like(p, dtype=torch.float64))
+            average.mul_(0.7).add_(p.grad.double(), alpha=0.3)
+            p.grad.copy_(average)
+        super().change()
+
+
 class DrawsElsewhere(Sgd):
     """Takes random numbers from Python, which nobody seeds."""
 

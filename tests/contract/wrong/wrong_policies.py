@@ -62,6 +62,18 @@ def freeze_everything(module, config):
     return [name for name, p in module.named_parameters() if not p.requires_grad]
 
 
+def freeze_norms(module, config):
+    norms = [n for n, m in module.named_modules() if type(m).__name__ == "LayerNorm" and config.layers]
+    names = [f"{norm}.{name}" for norm in norms for name in ("weight", "bias")]
+    for name in names:
+        module.get_parameter(name).requires_grad_(False)
+    return names
+
+
+def return_names_twice(module, config):
+    return [*freeze(module, config)] * 2
+
+
 def return_other_names(module, config):
     return [f"text_model.{name}" for name in freeze(module, config)]
 
@@ -150,6 +162,8 @@ POLICIES = {
     "refusing_an_empty_section": {"apply": refuse_nothing},
     "returning_nothing": {"apply": return_nothing},
     "trusting_the_module": {"apply": trust_the_module},
+    "returning_names_twice": {"apply": return_names_twice},
+    "freezing_norms_if_there_are_any": {"apply": freeze_norms},
 }
 
 

@@ -92,15 +92,25 @@ class StateChecks(OptimizerUnderTest):
         """Load a state into a new run and continue both."""
         with explained("load_state_dict() of a new optimizer fails, or the steps after it do"):
             again.optimizer.load_state_dict(state)
+            cast = _types(run) != _types(again)
             again.step_number = run.step_number
             for continued in (run, again):
                 continued.switch(training=True)
                 continued.train(STEPS_AFTER)
         difference = largest_difference(run.values(), again.values())
+        types = ", and in the parameter's type: Optimizer.load_state_dict() casts the state to it" if cast else ""
         assert difference == 0, (
             f"{STEPS_AFTER} steps after loading a state the weights differ by up to {difference:.2g} from those of the "
             "uninterrupted run; keep everything that steps depend on in self.state or in the groups, not in attributes"
+            f"{types}"
         )
+
+
+def _types(run: Run) -> list[torch.dtype]:
+    """The types of the state's tensors, parameter by parameter."""
+    state = run.optimizer.state
+    values = (value for p in run.module.parameters() for _, value in sorted(state.get(p, {}).items()))
+    return [value.dtype for value in values if isinstance(value, torch.Tensor)]
 
 
 def _through_a_file(state: dict[str, Any]) -> dict[str, Any]:

@@ -19,15 +19,20 @@ class TrainingChecks(OptimizerUnderTest):
     """Checks that the optimizer trains in every way in which ed-train, or a loop of somebody's own, may use it."""
 
     def test_lowers_a_loss(self) -> None:
-        """After some steps the loss of the toy task is lower."""
+        """After some steps the loss of the toy task is lower, and every parameter has moved."""
         with explained("training the toy task fails"):
             run = self.run()
-            before = run.loss()
+            before, weights = run.loss(), run.values()
             after = run.train(self.steps).loss()
         wanted = self.loss_factor * before
         assert after < wanted, (
             f"the loss goes from {before:.6g} to {after:.6g} in {self.steps} steps, not below {wanted:.6g}; if it only "
             "needs another learning rate or more steps here, set options = {'lr': ...} or steps = ..."
+        )
+        still = [name for name, value in run.values().items() if torch.equal(value, weights[name])]
+        assert not still, (
+            f"{', '.join(still)} got gradients in {self.steps} steps and did not change, which no user would see; "
+            "train every parameter that has a gradient, those with a single dimension too"
         )
 
     def test_frozen_parameters_stay(self) -> None:
@@ -46,12 +51,19 @@ class TrainingChecks(OptimizerUnderTest):
         )
 
     def test_follows_a_learning_rate_schedule(self) -> None:
-        """A schedule that changes lr in the groups, as all of torch's and diffusers' do, changes the steps."""
+        """A schedule that changes lr in the groups, as torch's and diffusers' do, changes the steps; no step does."""
         with explained("training with a warmup and a cosine decay fails"):
             scheduled = self.scheduled_run().train(COMPARED_STEPS)
         assert scheduled.is_finite, "with a warmup and a cosine decay the weights are not finite"
-        constant = self.run().train(COMPARED_STEPS)
+        constant = self.run()
+        given = [group["lr"] for group in constant.optimizer.param_groups]
+        constant.train(COMPARED_STEPS)
         assert not are_equal(scheduled, constant), "a schedule changes nothing; read group['lr'] in every step"
+        left = [group["lr"] for group in constant.optimizer.param_groups]
+        assert left == given, (
+            f"steps change lr in the groups from {given} to {left}, over what a schedule has set; keep a factor of "
+            "your own under another name"
+        )
 
     def test_a_learning_rate_of_zero_works(self) -> None:
         """A schedule may begin and end at 0, unless the spec says that it must not."""
