@@ -116,6 +116,8 @@ def test_ranks_get_their_slices_of_each_global_batch(loader):
         assert torch.equal(batch.latents_mean, torch.cat([first.latents_mean, second.latents_mean]))
         assert torch.equal(batch.token_ids, torch.cat([first.token_ids, second.token_ids]))
         assert batch.captions == first.captions + second.captions
+        assert batch.images == first.images + second.images
+        assert batch.images == batch.all_images == first.all_images == second.all_images
         assert first.loss_scale == second.loss_scale == batch.loss_scale
 
 

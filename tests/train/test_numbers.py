@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,19 @@ def one_element_infinite(gradient: torch.Tensor) -> torch.Tensor:
     spoilt = gradient.clone()
     spoilt.view(-1)[0] = math.inf
     return spoilt
+
+
+def test_pictures_of_other_processes_are_named_too(make_session, write_optimizer, tmp_path) -> None:
+    """Gradients have been exchanged: any of the pictures may be what made them infinite."""
+    write_optimizer(ADAMW)
+    session = make_session()
+    (batch,) = next(session.windows())
+    batch = replace(batch, all_images=(*batch.images, tmp_path / "of another.jpg"))
+    session.components[0].parameters[0].register_hook(one_element_infinite)
+    result = train_step(session, [batch])
+    assert result.skipped == ("unet",)
+    assert result.files == batch.all_images
+    assert result.images == 3
 
 
 @pytest.mark.parametrize("optimizer", USABLE)

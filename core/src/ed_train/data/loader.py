@@ -45,6 +45,7 @@ class Batch:
         text: what `EmbeddingCache` has for them, [b, tokens, width]; None if it has not all of them.
         loss_scale: 1, or (real / size) ** 1.5 of a global batch that was filled up with repeats.
         images: the file of each sample.
+        all_images: the files of the whole global batch, of which this is one process's part.
         captions: the prompt of each; empty where conditional dropout took it.
         weights: factor of each sample's loss, fp32 [b]; None where all are 1.
     """
@@ -55,6 +56,7 @@ class Batch:
     text: Tensor | None
     loss_scale: float
     images: tuple[Path, ...]
+    all_images: tuple[Path, ...]
     captions: tuple[str, ...]
     weights: Tensor | None = None
 
@@ -212,6 +214,7 @@ class BatchLoader:
             text=self._stacked([t.view(torch.uint8).numpy() for t in text]).view(text[0].dtype) if text else None,
             loss_scale=(plan.real / len(plan.samples)) ** 1.5,
             images=images,
+            all_images=tuple(self._items[sample.item].path for sample in plan.samples),
             captions=captions,
             weights=self._weights(samples),
         )

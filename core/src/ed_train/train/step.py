@@ -29,7 +29,7 @@ class StepResult:
         skipped: the components whose gradients were not finite, or `LOSS`; if there are any, no weight has changed, but
             for those that were stepped in backward.
         images: pictures in the window, of all processes.
-        files: the pictures of this process.
+        files: these pictures; if the loss was not finite, those of its batch alone.
         unread: nobody has read whether the gradients are finite: `grad_norms` will tell, and say what `skipped` lacks.
     """
 
@@ -50,8 +50,7 @@ def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
     losses = []
     first = session.batch_number
     session.batch_number += len(window)
-    images = sum(len(b.images) for b in window) * session.accelerator.num_processes
-    files = tuple(file for batch in window for file in batch.images)
+    files = tuple(file for batch in window for file in batch.all_images)
     for index, batch in enumerate(window):
         last = index == len(window) - 1
         with _gradient_sync(session, last=last):
@@ -59,7 +58,7 @@ def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
             if _may_look_at(loss, session) and not torch.isfinite(loss):
                 _zero_grad(session)
                 nothing = {c.name: torch.full_like(loss.detach(), torch.nan) for c in session.components}
-                return StepResult(loss.detach(), nothing, (LOSS,), images, batch.images)
+                return StepResult(loss.detach(), nothing, (LOSS,), len(files), batch.all_images)
             if last:
                 _expect_gradients(session)
             share = loss / len(window)
@@ -81,7 +80,7 @@ def train_step(session: Session, window: Sequence[Batch]) -> StepResult:
     if session.scaler:
         session.scaler.update()
     _zero_grad(session)
-    return StepResult(torch.stack(losses).mean(), norms, skipped, images, files, session.unread)
+    return StepResult(torch.stack(losses).mean(), norms, skipped, len(files), files, session.unread)
 
 
 def forward_loss(session: Session, batch: Batch, number: int) -> Tensor:
