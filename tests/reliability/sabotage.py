@@ -223,6 +223,17 @@ def become_nobody() -> None:
         os.setuid(65534)
 
 
+def close_reader_at_step(step: int) -> None:
+    """Let standard output lead to a pipe that nobody reads, before a step's line is printed."""
+
+    def close(_: Any) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+
+    after_step(step, close)
+
+
 def run_at_step(step: int, *command: str) -> None:
     """Run a command after a step."""
     after_step(step, lambda _: subprocess.run(command, check=True))

@@ -19,6 +19,7 @@ from reliability.driver import Runner, arguments
 from reliability.others import own_world
 from reliability.sabotage import (
     become_nobody,
+    close_reader_at_step,
     fill_disk,
     full_disk,
     full_disk_at_step,
@@ -115,6 +116,14 @@ def test_disk_full_for_the_printed_lines(runner: Runner, undisturbed) -> None:
     assert "step 3/8" not in output
     assert "step 8/8" in output
     assert_equal_weights(undisturbed(), runner.last)
+
+
+def test_a_reader_of_the_printed_lines_that_ends(runner: Runner, undisturbed) -> None:
+    """Such as tee or less. Before training it ends the command, as any other."""
+    output = runner.run(partial(close_reader_at_step, 3))
+    assert "step 3/8" not in output
+    assert output.endswith("warning: nobody reads the output any more; training goes on\n")
+    assert_equal_runs(undisturbed(), runner.last)
 
 
 def test_disk_full_for_samples_and_schedule(runner: Runner, undisturbed, prompts: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -41,6 +43,7 @@ CASES = [
     for moment in MOMENTS
     for name in SIGNALS
 ]
+CASES.append(pytest.param("a forward pass", "SIGHUP", id="a forward pass-SIGHUP"))
 
 
 @pytest.fixture
@@ -57,7 +60,8 @@ def test_a_signal_lets_the_step_end_and_saves(
     moment: str, name: str, runner: Runner, undisturbed: Callable[..., Path]
 ) -> None:
     at, step, settings = MOMENTS[moment]
-    output = runner.run(partial(at, partial(send, SIGNALS[name])), expect=128 + SIGNALS[name], **settings)
+    number = getattr(signal, name)
+    output = runner.run(partial(at, partial(send, number)), expect=128 + number, **settings)
     assert f"ed-train: interrupted by {name}" in output
     assert runner.checkpoints, output
     saved = runner.checkpoints[-1]
@@ -69,6 +73,26 @@ def test_a_signal_lets_the_step_end_and_saves(
     resumed = runner.run(resume="latest", **settings)
     assert f"goes on at step {manifest['step']}, " in resumed
     assert_equal_runs(undisturbed(**{k: v for k, v in settings.items() if k == "grad_accum"}), runner.last)
+
+
+HANG_UP = """
+import os, signal, sys
+from ed_train.train import signals
+signals.SAME_SIGNAL_SECONDS = -1
+if sys.argv[1:]:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with signals.StopSignals() as received, received.deferred():
+    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(received.number)
+"""
+
+
+@pytest.mark.parametrize(("arguments", "number"), [([], signal.SIGHUP), (["nohup"], 0)])
+def test_a_terminal_that_is_closed(arguments: list[str], number: int) -> None:
+    """The system and the shell both send it, and it must not end a save; a run under nohup does not hear of it."""
+    done = subprocess.run([sys.executable, "-c", HANG_UP, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{int(number)}\n"
 
 
 @pytest.mark.parametrize("name", SIGNALS)

@@ -23,7 +23,8 @@ WITHOUT_RUN = {"list_optimizers", "describe_optimizer", "schema", "new_plugin", 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit status.
 
-    0 is success, 1 a run that failed, 2 wrong input, 130 and 143 an interruption by SIGINT or SIGTERM.
+    0 is success, 1 a run that failed, 2 wrong input, 129, 130 and 143 an interruption by SIGHUP, SIGINT
+    or SIGTERM.
     """
     arguments: Arguments | None = None
     run: RunConfig | None = None

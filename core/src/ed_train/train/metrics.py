@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ class Metrics:
                 import wandb
 
                 wandb.init(project=train.project_name, name=folder.name, dir=str(folder), sync_tensorboard=True)
-            self.events = EventLog(folder, step, print_line)
+            self.events = EventLog(folder, step, self._print)
         self.steps = steps
         terminal = sys.stdout.isatty()  # elsewhere a line at each log point takes the place of the bars
         self.plain = folder is not None and not terminal
@@ -74,7 +75,17 @@ class Metrics:
     def say(self, line: str) -> None:
         """Print a line above the bars, from the main process."""
         if self.events:
+            self._print(line)
+
+    @staticmethod
+    def _print(line: str) -> None:
+        """Print a line; where a reader such as tee or less has ended, that costs the lines, never the training."""
+        try:
             print_line(line)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with suppress(OSError):
+                print("warning: nobody reads the output any more; training goes on", file=sys.stderr)
 
     def due(self, step: int) -> bool:
         """Whether values are logged after this step; only then may anything wait for the device."""
@@ -122,7 +133,7 @@ class Metrics:
         self.step_bar.set_postfix(shown)
         if self.plain:
             words = [*(f"{key} {value}" for key, value in shown.items()), *self._time_left(step)]
-            print_line(f"step {step}/{self.steps}: {', '.join(words)}")
+            self._print(f"step {step}/{self.steps}: {', '.join(words)}")
 
     def _time_left(self, step: int) -> Iterator[str]:
         """At the pace since the first step, everything between steps included."""
@@ -167,7 +178,11 @@ class Metrics:
 
 
 def print_line(line: str) -> None:
-    """Print above the bars. A full disk behind a redirected output costs the line, never the training."""
+    """Print above the bars. A full disk behind a redirected output costs the line, never the training.
+
+    Raises:
+        BrokenPipeError: whoever read the output is gone.
+    """
     try:
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()

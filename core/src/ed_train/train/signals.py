@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: finish the step, save, leave; a second one leaves at once."""
+"""SIGINT, SIGTERM, SIGHUP: finish the step, save, leave; a second one leaves at once, unless a terminal was closed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+HANGUP = getattr(signal, "SIGHUP", 0)
+"""The terminal was closed, or the connection to it has ended; 0 on Windows, which has no such signal."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 SAME_SIGNAL_SECONDS = 0.3
 """Within it a signal is the same one: service managers signal all processes, and a launcher then passes it on to its
@@ -42,7 +44,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._before = {number: signal.signal(number, self._handle) for number in STOPPING}
+            numbers = [*STOPPING, HANGUP] if HANGUP and signal.getsignal(HANGUP) == signal.SIG_DFL else STOPPING
+            self._before = {number: signal.signal(number, self._handle) for number in numbers}  # nohup ignores it
         return self
 
     def __exit__(
@@ -64,7 +67,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number:
-            if time.monotonic() - self._since > SAME_SIGNAL_SECONDS:
+            if number != HANGUP and time.monotonic() - self._since > SAME_SIGNAL_SECONDS:  # the shell sends that again
                 os._exit(128 + number)  # whatever is being written appears under its name whole or not at all
             return
         self.number, self._since = number, time.monotonic()
