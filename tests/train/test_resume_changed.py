@@ -89,6 +89,25 @@ def test_what_training_has_found_out_survives_a_changed_option(make_session, wri
     assert "changed since the checkpoint: unet d_coef 1.0 -> 0.5" in out
 
 
+@pytest.mark.parametrize(("base", "option"), [(ADAMW, {"amsgrad": True}), (PRODIGY, {"slice_p": 2})], ids=str)
+def test_an_option_that_needs_other_state_is_refused_or_begins_anew(base, option, interrupted, go_on) -> None:
+    """A step would fail with it."""
+    checkpoint = interrupted(base, disable_textenc_training=True)
+    more = {"disable_textenc_training": True, "max_steps": 3}
+    status, _, err = go_on({**base, **option}, **more)
+    assert status == 2
+    (name,) = option
+    message = f"unet: its state does not go with changed options ({name} {'1' if name == 'slice_p' else 'false'} -> "
+    assert f"error: --resume: {message}" in err
+    status, out, _ = go_on({**base, **option}, resume_changed=True, save_optimizer=True, **more)
+    assert status == 0
+    assert f"note: {message}" in out
+    assert "; its optimizer begins anew" in out
+    saved = last_state(checkpoint)
+    assert {int(s["step"]) for s in saved["state"].values()} == {1}
+    assert saved["param_groups"][0].get("k", 1) == 1
+
+
 def test_an_option_that_lives_on_the_optimizer_itself_counts(interrupted, go_on, monkeypatch) -> None:
     lion = {"optimizer": "lion", "lr": 1e-4}
     interrupted(lion)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ed_train.api import build_optimizer
 from ed_train.config.describe import show
@@ -55,6 +58,7 @@ def restore_optimizer(
     """
     record = manifest["optimizers"].get(component.name)
     notes: list[str] = []
+    new = component.optimizer.state_dict()
     try:
         check_optimizer(component, record)
         if record["version"] != component.config.optimizer.version:
@@ -72,6 +76,7 @@ def restore_optimizer(
     except MisfitError as error:
         if not changed:
             raise ConfigError([Problem("", "resume", f"{component.name}: {error}; {ALLOW}")]) from error
+        component.optimizer.load_state_dict(new)  # it may have been found out too late
         notes.append(f"{component.name}: {error}; its optimizer begins anew")
     return notes
 
@@ -134,7 +139,10 @@ def _reapply_options(component: TrainedComponent, recorded: Mapping[str, Any]) -
     config = component.config
     fields = vars(config.options)
     before = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items() if k in fields}
-    if all(before.get(key) == value for key, value in fields.items()):
+    changed = [
+        f"{key} {show(before.get(key))} -> {show(value)}" for key, value in fields.items() if before.get(key) != value
+    ]
+    if not changed:
         return
     try:
         options = type(config.options)(**before)
@@ -143,6 +151,40 @@ def _reapply_options(component: TrainedComponent, recorded: Mapping[str, Any]) -
     old = build_optimizer(config.optimizer, component.parameters, options).param_groups[0]
     new = build_optimizer(config.optimizer, component.parameters, config.options).param_groups[0]
     take_over(component, new, old=old)
+    _try_step(component, changed)
+
+
+def _try_step(component: TrainedComponent, changed: list[str]) -> None:
+    """See that the optimizer can go on with the loaded state: step copies of a few small parameters.
+
+    Some options decide what state there is, such as amsgrad or slice_p.
+
+    Args:
+        component: its optimizer has loaded the state and has the options set now.
+        changed: what is set otherwise than when the state was saved.
+
+    Raises:
+        MisfitError: it cannot.
+    """
+    optimizer, config = component.optimizer, component.config
+    by_size = sorted((p for p in component.parameters if optimizer.state.get(p)), key=torch.numel, reverse=True)
+    chosen = list({p.dim(): p for p in by_size}.values())  # the smallest of each number of dimensions
+    if not chosen:
+        return
+    copies = [torch.nn.Parameter(p.detach().float().clone()) for p in chosen]
+    for parameter in copies:
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        trial: Any = build_optimizer(config.optimizer, copies, config.options)
+        group = {**optimizer.param_groups[0], "params": list(range(len(copies)))}
+        states = [copy.deepcopy(optimizer.state[p]) for p in chosen]
+        trial.load_state_dict({"state": dict(enumerate(states)), "param_groups": [group]})
+        if config.optimizer.spec.schedule_free:
+            trial.train()
+        trial.step()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise MisfitError(f"its state does not go with changed options ({listed(changed)}): {reason}") from error
 
 
 def take_over(component: TrainedComponent, new: Mapping[str, Any], old: Mapping[str, Any] | None) -> None:
