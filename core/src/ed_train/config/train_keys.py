@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from ed_train.first_party import DEFAULT_OPTIMIZER
 from ed_train.specs import Bounds, Help, NonNegative, Positive, Probability
 
 Count = Annotated[int, Bounds(ge=1)]
@@ -111,7 +112,7 @@ class TrainConfig:
     ] = False
 
     optimizer_config: Annotated[
-        str | None, Group("optimizer"), Help("optimizer.json; without it: adamw8bit with its defaults")
+        str | None, Group("optimizer"), Help(f"optimizer.json; without it: {DEFAULT_OPTIMIZER} with its defaults")
     ] = None
     required_plugins: Annotated[
         tuple[str, ...] | None, Help('plugins that must be there, e.g. ["ed-train-lion>=0.1"]; checked first')
@@ -222,7 +223,7 @@ DEAD: dict[str, str] = {
     "lowvram": "use gradient_checkpointing",
     "scale_lr": "set the lr that you want",
     "ed1_mode": "",
-    "useadam8bit": "optimizer.json says which optimizer trains; without one it is adamw8bit",
+    "useadam8bit": f"optimizer.json says which optimizer trains; without one it is {DEFAULT_OPTIMIZER}",
     "rated_dataset_target_dropout_rate": "the key is rated_dataset_target_dropout_percent now",
     "notebook": "progress bars are those of a terminal, which a notebook shows, too",
     "plugins": "EveryDream 2's training plugins are not run; an optimizer's plugin is found once it is installed",
