@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from ed_train import ConfigError, create_optimizer
+from ed_train.config.describe import annotations_of, help_of
 from ed_train.registry import load_registry
 
 MODULE = '''
@@ -82,11 +83,18 @@ def test_every_kind_of_argument_reaches_the_constructor(module) -> None:
     assert (plain.seen["lr"], plain.seen["factor"], plain.seen["k"], plain.seen["limit"]) == (0, 0, 5, None)
 
 
+def test_an_argument_without_a_default_says_that_it_has_to_be_set(module) -> None:
+    options = annotations_of(load_registry().find(f"{module}:Strict").spec.config_type)
+    assert [name for name, annotation in options.items() if "no default: set it" in help_of(annotation)] == [
+        "lr", "factor",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"lr": 0.1}, "Strict needs factor; set it"),
-        ({}, "Strict needs lr and factor; set it"),
+        ({}, "Strict needs lr and factor; set them"),
         ({"lr": -1, "factor": 1}, "lr: got -1 (number); expected a number >= 0"),
         ({"lr": math.inf, "factor": 1}, "lr"),
         ({"lr": 1, "factor": 1, "k": 2.5}, "k: got 2.5 (number); expected an integer"),

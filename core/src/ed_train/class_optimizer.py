@@ -21,6 +21,7 @@ from ed_train.errors import ConfigError
 from ed_train.specs import Help, NonNegative, OptimizerSpec, Params
 
 _HELP = Help("an argument of the class's constructor")
+_NEEDED_HELP = Help("an argument of the class's constructor that has no default: set it")
 _REQUIRED = inspect.Parameter.empty
 _KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -116,19 +117,19 @@ def _config_type(class_name: str, cls: Any, parameters: dict[str, inspect.Parame
     except Exception:  # a name that exists only for type checkers
         hints = {}
     fields: list[Any] = []
-    required = []
+    unset = {"lr": (_REQUIRED, None)}  # an lr of None, as Adafactor has, leaves it to the class
+    required = [name for name, p in parameters.items() if p.default in unset.get(name, (_REQUIRED,))]
     for name, parameter in parameters.items():
-        if parameter.default is _REQUIRED:
-            required.append(name)
         default = None if parameter.default is _REQUIRED else parameter.default
         annotation = _lr_type(default) if name == "lr" else _type(default, hints.get(name))
         make: Callable[[], Any] = (lambda value: lambda: value)(default)
-        fields.append((name, Annotated[annotation, _HELP], field(default_factory=make)))
+        help_ = _NEEDED_HELP if name in required else _HELP
+        fields.append((name, Annotated[annotation, help_], field(default_factory=make)))
 
     def check(config: Any) -> None:
-        missing = [name for name in (*required, "lr") if getattr(config, name) is None]
+        missing = [name for name in required if getattr(config, name) is None]
         if missing:
-            raise ValueError(f"{class_name} needs {' and '.join(dict.fromkeys(missing))}; set it")
+            raise ValueError(f"{class_name} needs {' and '.join(missing)}; set {'it' if len(missing) == 1 else 'them'}")
 
     return make_dataclass(f"{class_name}Options", fields, frozen=True, namespace={"__post_init__": check})
 
