@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,6 +80,8 @@ def _pattern(rule: str) -> str:
 
 def _suggestion(pattern: str, names: Sequence[str]) -> str:
     """Patterns that match something and look like this one, else how the names begin."""
+    from difflib import get_close_matches  # here, since every command waits for what a plugin imports
+
     parts = [name.split(".") for name in names]
     prefixes = {".".join(path[:depth]) for path in parts for depth in range(1, len(path) + 1)}
     inner = {part for path in parts for part in path if not part.isdigit()} - prefixes
