@@ -99,7 +99,7 @@ def test_listing_imports_nothing_heavy(arguments) -> None:
 def test_listing_is_instant() -> None:
     listing = cpu_seconds([sys.executable, "-m", "ed_train", "--list-optimizers"])
     bare = cpu_seconds([sys.executable, "-c", "pass"])
-    assert listing - bare < 0.25  # about 0.06 on a quiet machine; one plugin that imports torch makes it 1
+    assert listing < 15 * bare  # about 6 times; one plugin that imports torch makes it 100
 
 
 def cpu_seconds(command: list[str]) -> float:

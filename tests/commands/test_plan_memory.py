@@ -248,17 +248,19 @@ def test_a_plan_is_quick_and_small(version, flags, micro_model, tmp_path) -> Non
     flags["resume_ckpt"] = str(configuration_only(micro_model, tmp_path / version, version))
     words = [sys.executable, "-m", "ed_train", "--plan-memory", *(f"--{k}={v}" for k, v in flags.items())]
     program = f"""
-import resource, subprocess
+import resource, subprocess, sys
+subprocess.run([sys.executable, "-c", "import torch"], check=True)
+torch = resource.getrusage(resource.RUSAGE_CHILDREN)
 subprocess.run({words}, check=True)
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6)
+print((used.ru_utime + used.ru_stime) / (torch.ru_utime + torch.ru_stime) - 1, used.ru_maxrss / 1e6)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert "this run: adamw8bit " in result.stdout
-    seconds, gigabytes = map(float, result.stdout.split()[-2:])
-    assert seconds < 15
+    times, gigabytes = map(float, result.stdout.split()[-2:])
+    assert times < 10, "as long as torch's import"
     assert gigabytes < 2, "neither weights nor state were allocated"
 
 

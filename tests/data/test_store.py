@@ -92,7 +92,9 @@ def test_two_runs_may_share_a_folder(tmp_path):
 
 def test_killed_at_any_moment_what_is_there_is_whole(tmp_path, caplog):
     writer = start_writer(tmp_path, "x", 100_000)
-    time.sleep(0.3)
+    while not any(tmp_path.glob("*.safetensors")):
+        assert writer.poll() is None
+    time.sleep(0.1)
     writer.send_signal(signal.SIGKILL)
     writer.wait(60)
     store = TensorStore(tmp_path)

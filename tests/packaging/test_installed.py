@@ -20,7 +20,7 @@ def listed(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
     """Optimizer to distribution, of the output of --list-optimizers --json; nothing may be wrong."""
     assert (done.returncode, done.stderr) == (0, "")
     listing = json.loads(done.stdout)
-    assert (listing["broken"], listing["slow"]) == ([], [])
+    assert (listing["broken"], [plugin for plugin in listing["slow"] if plugin["loads"]]) == ([], [])
     return {row["name"]: row["distribution"] for row in listing["optimizers"]}
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ed_train.train.signals import SAME_SIGNAL_SECONDS
 from reliability.sabotage import Call, at_each_call_of_a_save
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -59,18 +62,30 @@ def in_save(save: int, call: str, then: Callable[[], Any]) -> None:
     at_each_call_of_a_save(save, act)
 
 
-def send(number: int, *more: float) -> None:
-    """Send a signal to this process, and again after each of these pauses, in seconds."""
+def send(number: int) -> None:
+    """Send a signal to this process."""
     os.kill(os.getpid(), number)
-    for pause in more:
+
+
+def send_twice_before_a_long_call(number: int) -> None:
+    """Send a signal, and at once again; then comes a call that takes longer than the two can be apart.
+
+    Python's handlers run between two steps of the interpreter, so not before the call has returned.
+    """
+    began, rounds = time.monotonic(), 100_000
+    hashlib.pbkdf2_hmac("sha256", b"", b"", rounds)
+    needed = 2 * SAME_SIGNAL_SECONDS / (time.monotonic() - began)
+    threading.Timer(0.01, send, (number,)).start()
+    send(number)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", int(needed * rounds))
+
+
+def send_until_it_ends(number: int, pause: float, hung: Path) -> None:
+    """Send a signal again and again, as somebody does who wants the process to end; make a file if it does not."""
+    for _ in range(20):
+        send(number)
         time.sleep(pause)
-        os.kill(os.getpid(), number)
-
-
-def send_and_hang(number: int, *more: float) -> None:
-    """As `send`; then whoever calls takes a minute."""
-    send(number, *more)
-    time.sleep(60)
+    hung.touch()
 
 
 def wait_for_file(reached: Path, release: Path) -> None:

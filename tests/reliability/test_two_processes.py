@@ -45,8 +45,7 @@ def test_two_processes_survive_signals_and_kills(make_runner: Callable[..., Runn
 
     with launched(runner.folder, runner.settings) as launch:
         launch.wait_for(r"^step 2/40")
-        for process in launch.all_processes():  # as a service manager does, and the launcher passes it on
-            process.send_signal(signal.SIGTERM)
+        launch.send_to_all(signal.SIGTERM)
         assert launch.end(END_SECONDS) != 0
     first = saved_step(runner, launch)
     stopped = runner.checkpoints[-1]

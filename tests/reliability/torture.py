@@ -139,7 +139,7 @@ def count_start(attempt: Attempt, newest: int, reached: int, counts: Counts) -> 
         assert int(went_on[1]) == newest, output
         counts.resumes += 1
         counts.steps_lost += max(0, reached - newest)
-    elif "run folder:" not in output:
+    elif not re.search(r"^step \d+/", output, re.MULTILINE):
         counts.while_starting += 1
     else:
         assert newest == 0, output

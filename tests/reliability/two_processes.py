@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -65,9 +65,16 @@ class Launch:
     def worker(self, rank: int) -> psutil.Process:
         """The process of that rank."""
         for process in self.all_processes():
-            if process.environ().get("LOCAL_RANK") == str(rank):
-                return process
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                if process.environ().get("LOCAL_RANK") == str(rank):
+                    return process
         raise AssertionError(f"no process of rank {rank}: {self.output}")
+
+    def send_to_all(self, number: int) -> None:
+        """As a service manager does; a launcher passes it on as well."""
+        for process in self.all_processes():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
         """Wait until something that matches has been printed."""
@@ -91,7 +98,7 @@ class Launch:
     def kill(self) -> None:
         """End whatever is still there."""
         for process in self.all_processes():
-            if process.is_running():
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
         self._launcher.wait()
 

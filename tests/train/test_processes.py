@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,12 @@ ADAMW = {
 
 
 def free_port() -> int:
-    """A port that no other test's processes meet at."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+    """A port that no other test's processes meet at, nor one that connections are given meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_768)  # Linux gives connections those above
+        with socket.socket() as listening, suppress(OSError):
+            listening.bind(("", port))
+            return port
 
 
 def launch(processes: int, flags: dict[str, object]) -> subprocess.CompletedProcess[str]:

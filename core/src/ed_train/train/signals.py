@@ -14,9 +14,9 @@ from typing import Any
 HANGUP = getattr(signal, "SIGHUP", 0)
 """The terminal was closed, or the connection to it has ended; 0 on Windows, which has no such signal."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-SAME_SIGNAL_SECONDS = 0.3
+SAME_SIGNAL_SECONDS = 0.5
 """Within it a signal is the same one: service managers signal all processes, and a launcher then passes it on to its
-own, milliseconds later. Nobody presses Ctrl-C again that fast."""
+own, milliseconds later, or more on a busy machine. Nobody presses Ctrl-C again that fast."""
 
 
 class Interrupted(BaseException):
@@ -38,7 +38,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.number = 0
-        self._since = 0.0
+        self._passing_on = False
         self._deferred = False
         self._before: dict[int, Any] = {}
 
@@ -67,9 +67,11 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number:
-            if number != HANGUP and time.monotonic() - self._since > SAME_SIGNAL_SECONDS:  # the shell sends that again
+            if number != HANGUP and not self._passing_on:  # the shell sends that again
                 os._exit(128 + number)  # whatever is being written appears under its name whole or not at all
             return
-        self.number, self._since = number, time.monotonic()
+        self.number, self._passing_on = number, True
+        time.sleep(SAME_SIGNAL_SECONDS)  # here, since Python hears of a signal only when torch's call has returned
+        self._passing_on = False
         if not self._deferred:
             raise Interrupted(number)
