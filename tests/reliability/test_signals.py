@@ -86,7 +86,7 @@ def test_a_signal_lets_the_step_end_and_saves(
 HANG_UP = """
 import os, signal, sys
 from ed_train.train import signals
-signals.SAME_SIGNAL_SECONDS = -1
+signals.SAME_SIGNAL_SECONDS = 0
 if sys.argv[1:]:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 with signals.StopSignals() as received, received.deferred():
