@@ -292,6 +292,21 @@ def test_what_a_checkpoint_can_copy(own_sd1: Path, single_file: Path, sd1: Path)
     assert file_model(single_file, sd1).copyable("vae") is None
 
 
+def test_what_was_damaged_is_not_copied_and_a_whole_copy_takes_its_place(own_sd1: Path, sd1: Path) -> None:
+    model = folder_model(own_sd1)
+    (own_sd1 / "vae" / "config.json").write_text("{")
+    (own_sd1 / "tokenizer" / "merges.txt").write_text("")
+    for name in ("vocab.json", "tokenizer.json"):
+        (own_sd1 / "tokenizer" / name).unlink(missing_ok=True)
+    assert (model.copyable("vae"), model.copyable("tokenizer")) == (None, None)
+    with pytest.raises(ConfigError, match="tokenizer has no vocabulary"):
+        model.load_tokenizer()
+    model.spare = sd1
+    assert (model.copyable("vae"), model.copyable("tokenizer")) == (sd1 / "vae", sd1 / "tokenizer")
+    model.load_vae()
+    assert model.load_tokenizer()("a cat")["input_ids"] == folder_model(sd1).load_tokenizer()("a cat")["input_ids"]
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "ckpt"])
 def test_each_part_of_a_single_file(kind: str, single_file: Path, sd1: Path) -> None:
     path = single_file if kind == "safetensors" else as_ckpt(single_file)

@@ -266,10 +266,18 @@ def kill_after_step(step: int) -> None:
 
 def remove_after_step(step: int, folder: str) -> None:
     """Remove a folder when a step has been taken and what was to be saved is saved."""
+    _after_save(step, lambda: shutil.rmtree(folder))
 
-    def remove(session: Any) -> None:
+
+def damage_after_step(step: int, file: Path) -> None:
+    """Cut a file short at such a moment."""
+    _after_save(step, lambda: os.truncate(file, 100))
+
+
+def _after_save(step: int, then: Callable[[], None]) -> None:
+    def wait(session: Any) -> None:
         while session.output.writer.busy:
             time.sleep(0.001)
-        shutil.rmtree(folder)
+        then()
 
-    after_step(step + 1, remove)
+    after_step(step + 1, wait)

@@ -13,6 +13,7 @@ import pytest
 from reliability.conftest import EVERY_STEP
 from reliability.driver import Runner
 from reliability.sabotage import (
+    damage_after_step,
     fill_disk,
     kill_after_step,
     list_pictures,
@@ -82,3 +83,26 @@ def test_a_model_that_is_gone_before_the_first_save(
     last = output.splitlines()[-1]
     assert last.startswith("error: no checkpoint was saved: ")
     assert str(tmp_path / "model") in last
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["before a save", "after a save"])
+@pytest.mark.parametrize(
+    "file",
+    ["vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "scheduler/scheduler_config.json"],
+)
+def test_a_model_that_is_damaged_meanwhile_is_not_taken_over(
+    file: str, saved: bool, runner: Runner, micro_model: Path, tmp_path: Path
+) -> None:
+    """A checkpoint with half of a VAE could not be loaded; an older one has all of it."""
+    shutil.copytree(micro_model, tmp_path / "model")
+    damage = partial(damage_after_step, 2, tmp_path / "model" / file)
+    settings = {"resume_ckpt": tmp_path / "model", "disable_textenc_training": True}
+    settings |= {"max_steps": 4, **(EVERY_STEP if saved else {})}
+    output = runner.run(damage, expect=0 if saved else 1, **settings)
+    if saved:
+        assert "warning" not in output
+        runner.run(resume=runner.last, disable_textenc_training=True, max_steps=5)
+    else:
+        assert output.splitlines()[-1].startswith("error: no checkpoint was saved: ")
+        assert str(tmp_path / "model" / Path(file).parent) in output.splitlines()[-1]
+        assert runner.checkpoints == []

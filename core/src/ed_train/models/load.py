@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,25 +19,18 @@ from ed_train.errors import ConfigError
 from ed_train.models.failure import as_load_error, load_error, one_line
 from ed_train.models.file_info import stated_schedule
 from ed_train.models.fingerprint import encoder_digest, folder_fingerprint, part_fingerprint, tensor_digests, weights_in
-from ed_train.models.header import read_safetensors_header
 from ed_train.models.hub import fetch
 from ed_train.models.memo import FileMemo
+from ed_train.models.part_files import FILES, can_be_copied
 from ed_train.models.quiet import quiet_libraries
 from ed_train.models.reference import ModelReference
-from ed_train.models.save import DIFFUSERS_WEIGHTS, TEXT_ENCODER_WEIGHTS, component_config
+from ed_train.models.save import component_config
 from ed_train.models.tensors import listed, non_finite
 from ed_train.models.weight_files import weight_file, weight_files
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
-
-_COPIED = {
-    "vae": ("config.json", DIFFUSERS_WEIGHTS),
-    "tokenizer": ("vocab.json", "merges.txt"),
-    "text_encoder": ("config.json", TEXT_ENCODER_WEIGHTS),
-}
-"""The files without which a part's folder is not taken over."""
 
 
 class SdModel:
@@ -185,19 +179,21 @@ class SdModel:
 
     def copyable(self, part: Literal["vae", "tokenizer", "text_encoder"]) -> Path | None:
         """The folder of `part` if a checkpoint can take its files over as they are, else None."""
-        folder = self._home(part)
-        if folder is None or any(not (folder / name).is_file() for name in _COPIED[part]):
-            return None
-        return folder if part != "text_encoder" or _as_we_write_it(folder / TEXT_ENCODER_WEIGHTS) else None
+        return next((folder for folder in self._homes(part) if can_be_copied(folder, part)), None)
 
     def close(self) -> None:
         """Let go of the parts of a single file that nobody asked for."""
         self._from_file = {part: value for part, value in self._from_file.items() if part == "scheduler"}
 
     def _home(self, part: str) -> Path | None:
-        """The folder of a part, from the spare if the model itself is gone or is a single file."""
-        folders = [folder / part for folder in (self.folder, self.spare) if folder]
-        return next((folder for folder in folders if folder.is_dir()), folders[0] if folders else None)
+        """The folder of a part, from the spare if the model itself is gone, damaged or a single file."""
+        folders = self._homes(part)
+        whole = (folder for folder in folders if part in FILES and can_be_copied(folder, part))
+        there = (folder for folder in folders if folder.is_dir())
+        return next(chain(whole, there, folders), None)
+
+    def _homes(self, part: str) -> list[Path]:
+        return [folder / part for folder in (self.folder, self.spare) if folder]
 
     def _load(self, part: str) -> Any:
         with quiet_libraries():
@@ -219,6 +215,8 @@ def _load_from_folder(path: Path, part: str) -> Any:
         if part == "scheduler":
             return json.loads((path / "scheduler_config.json").read_text("utf-8"))
         if part == "tokenizer":
+            if not any((path / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+                raise load_error(f"{path} has no vocabulary")  # transformers would make an empty one
             return transformers.CLIPTokenizer.from_pretrained(str(path), local_files_only=True)
         classes = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
         return _from_pretrained(classes.get(part) or transformers.CLIPTextModel, path)
@@ -291,9 +289,3 @@ def _checked(module: torch.nn.Module, part: str, location: str) -> torch.nn.Modu
         # A copy even where it is float32: the libraries map the file, and who changes the file changes the weights.
         parameter.data = parameter.data.to(torch.float32, copy=True)
     return module
-
-
-def _as_we_write_it(weights: Path) -> bool:
-    """Whether a text encoder's file is in the form that every reader knows: float32, names with ``text_model.``."""
-    header = read_safetensors_header(weights)
-    return all(name.startswith("text_model.") and entry["dtype"] == "F32" for name, entry in header.items())
